@@ -1,0 +1,106 @@
+"""What a component is: five nouns, a name and an order (design, style rule 2).
+
+A component module defines its pydantic `Config`, pure functions, and one value `COMPONENT = Component(...)`.
+`kubeworker.components.discover()` finds it; one more component is one more file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from kubeworker.core.artifact import Artifact
+from kubeworker.core.model import Blob, Check, Stage
+from kubeworker.core.spec import ClusterFile, NodeSpec
+
+
+class ComponentConfig(BaseModel):
+    """Base of every component's config: unknown fields are refused, values are frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Keys and certificates that files on nodes are made of; all PEM. `repr` never shows them."""
+
+    ca_cert: bytes = field(repr=False)
+    kube_proxy_cert: bytes = field(default=b"", repr=False)
+    kube_proxy_key: bytes = field(default=b"", repr=False)
+    bootstrap_token: str = field(default="", repr=False)
+    """This node's `<id>.<secret>`; used only while the node has not joined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Another node, as far as routes to its pods are concerned."""
+
+    name: str
+    address: str
+    pod_cidr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the desired state needs to know of the live cluster; unknown facts have their empty value.
+
+    A component must name the same set of paths whatever the facts are (as File, Absent or Deferred), since the
+    probe is written before the facts are known.
+    """
+
+    joined: bool = False
+    """The node has a client certificate that is valid now and was signed by the cluster's CA."""
+    pod_cidr: str = ""
+    peers: tuple[Peer, ...] = ()
+    resolv_conf: str = "/etc/resolv.conf"
+    """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """An OCI image archive on the control host, as its index describes it."""
+
+    references: tuple[str, ...]
+    """Full image names (io.containerd.image.name annotations): registry.k8s.io/pause:3.10"""
+    blob: Blob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(Generic[ConfigT]):
+    """All that a component may look at to say what it wants on one node."""
+
+    cluster: ClusterFile
+    node: NodeSpec
+    config: ConfigT
+    blobs: Mapping[str, Blob]
+    """By artifact name. For `render`, which needs no artifacts, a blob of size 0 stands in."""
+    archives: Mapping[str, Archive]
+    """By the path that the component's `archives` named."""
+    credentials: Credentials
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component(Generic[ConfigT]):
+    """A thing that runs on a worker node, as values and pure functions."""
+
+    name: str
+    """The key under `components:` in cluster.yaml."""
+    config: type[ConfigT]
+    stage: Callable[[Context[ConfigT]], Stage]
+    artifacts: Callable[[ClusterFile, ConfigT], tuple[Artifact, ...]] = lambda _cluster, _config: ()
+    archives: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
+    """Paths of OCI archives on the control host that nodes must have imported."""
+    checks: Callable[[Context[ConfigT]], tuple[Check, ...]] = lambda _context: ()
+    enabled: Callable[[ClusterFile], bool] = lambda _cluster: True
+    """Whether this cluster has the component at all (bridge_cni: only with `cni: bridge`)."""
+    after: tuple[str, ...] = ()
+    """Components whose stage is carried out before this one's."""
+    warnings: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
+    """What a plan should warn of (a mode that a later version removes)."""

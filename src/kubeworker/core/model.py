@@ -1,0 +1,377 @@
+"""What a node is to look like, as values: the vocabulary that components speak and the engine compares.
+
+Everything here is frozen and total: tuples, no None where an empty value says the same, no behaviour beyond
+small derivations. A component returns one `Stage`; all stages of a node make its `NodeState`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """An artifact's bytes, known by hash: they lie in the control host's store and are sent only where missing."""
+
+    sha256: str
+    """Lower-case hex digest of the whole file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """A directory that must exist with this mode and owner; what is in it is not looked at."""
+
+    path: str
+    mode: int = 0o755
+    owner: str = "root:root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A small text file: compared by hash, shown as a diff in the plan, replaced by atomic rename."""
+
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o644
+    owner: str = "root:root"
+    secret: bool = False
+    """Never shown: the plan prints hashes only. Secret files have mode 0600."""
+
+    @property
+    def sha256(self) -> str:
+        """Lower-case hex digest of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """An executable at its visible path: a copy (reflink where possible) or hard link of a store blob, no symlink."""
+
+    path: str
+    blob: Blob
+    version: str
+    """What the binary reports of itself; shown in plans."""
+    mode: int = 0o755
+    owner: str = "root:root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A file that must not exist, with the reason that the plan shows."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferred:
+    """A file that will be desired later, in this same run, once a fact is known (a node's podCIDR, say).
+
+    The probe looks at its path already, so that the set of probed paths does not depend on facts.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A kernel module that must be loaded or built in; persisted in modules-load.d by the owning component's File."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl:
+    """A kernel setting's value, dotted name as in sysctl.d(5)."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A container image that must be in containerd's `k8s.io` namespace, imported from an OCI archive."""
+
+    reference: str
+    """Full name as containerd lists it: registry.k8s.io/pause:3.10"""
+    archive: Blob
+    ctr: str
+    """Path of `ctr` on the node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A symbolic link (never used for binaries)."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigCheck:
+    """The component's own checker, run on the node over candidate files before any of them goes live.
+
+    In `command`, `{/some/path}` stands for a managed path: the candidate where that file is about to change, the
+    live file elsewhere. `{tmp}` is a fresh directory, removed afterwards.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    expect: str = ""
+    """Text that the output must hold; where set, the exit status is not looked at."""
+    reject: tuple[str, ...] = ()
+    """Texts that make the check fail even at exit status 0: "lenient decoding" hides a typo."""
+    inputs: tuple[str, ...] = ()
+    """The check runs when one of these managed paths changes."""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What must hold after a (re)start or reload before a unit counts as healthy; polled until `timeout`."""
+
+    http: tuple[str, ...] = ()
+    """Plain-http URLs on the node that must answer 200."""
+    listen: tuple[str, ...] = ()
+    """`address:port` that must be listening."""
+    command: tuple[str, ...] = ()
+    """A command that must exit 0."""
+    timeout: int = 60
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A systemd unit that the tool owns, enabled and active; its file is /etc/systemd/system/<name>."""
+
+    name: str
+    content: str
+    restart_on: tuple[str, ...] = ()
+    """Managed paths whose change needs a restart (the unit file itself and its drop-ins always do)."""
+    reload_on: tuple[str, ...] = ()
+    """Managed paths whose change needs `systemctl reload` only."""
+    requires: tuple[str, ...] = ()
+    """Units named in Requires=: systemd restarts this one with them, and the plan says so."""
+    oneshot: bool = False
+    """Type=oneshot with RemainAfterExit=yes."""
+    gate: Gate = Gate()
+
+    @property
+    def path(self) -> str:
+        """Where the unit file lies (systemd.unit(5))."""
+        return f"/etc/systemd/system/{self.name}"
+
+    @property
+    def file(self) -> File:
+        """The unit file as a managed file."""
+        return File(path=self.path, content=self.content.encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Requirements: what preflight asks of a node before anything is changed. A broken one names a fix.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireCommand:
+    """A command that must be on the node's PATH (sbin included)."""
+
+    name: str
+    package: str
+    """Debian package that has it, for the fix line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequirePort:
+    """A TCP port that must be free, or held by the unit that is to hold it."""
+
+    port: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireDisk:
+    """Free space below a path, in bytes, beyond what is already installed."""
+
+    path: str
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireModule:
+    """A kernel feature: loaded, built in, or loadable."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireSysctl:
+    """A kernel setting that must have this value (the component does not set it)."""
+
+    key: str
+    value: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireSwapOff:
+    """No active swap (kubelet's failSwapOn)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireProxyMode:
+    """The kernel can do this kube-proxy mode (ipvs, nftables, iptables)."""
+
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireClock:
+    """The node's clock is within this many seconds of the control host's."""
+
+    skew: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireCgroup:
+    """The node's cgroup version is one that the Kubernetes version accepts (KEP-5573: v1 refused from 1.35)."""
+
+    versions: tuple[int, ...]
+    why: str
+
+
+Requirement: TypeAlias = (
+    RequireCommand
+    | RequirePort
+    | RequireDisk
+    | RequireModule
+    | RequireSysctl
+    | RequireSwapOff
+    | RequireProxyMode
+    | RequireClock
+    | RequireCgroup
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checks: what `verify` proves on the live node. The id is stable; scripts and dashboards name it.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitActive:
+    """The unit is active, enabled, and runs the inputs that the tool last started it with."""
+
+    id: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """The port listens on exactly these addresses ("*" for the wildcard) and on no other."""
+
+    id: str
+    port: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortClosed:
+    """Nothing listens on the port on any address."""
+
+    id: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileMode:
+    """The file exists, with this owner and exactly this mode."""
+
+    id: str
+    path: str
+    mode: int
+    owner: str = "root:root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCommand:
+    """A command on the node exits 0 and its output holds `contains`."""
+
+    id: str
+    command: tuple[str, ...]
+    contains: str = ""
+
+
+Caller: TypeAlias = Literal["anonymous", "admin", "token", "token-without-rights"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """An HTTP(S) request to an address of the node, made through the node's SSH connection."""
+
+    id: str
+    url: str
+    """https is verified against the cluster's CA and the URL's host."""
+    caller: Caller = "anonymous"
+    """admin: the kubeconfig's client certificate; token: a TokenRequest token, with or without kubelet rights."""
+    status: int = 200
+    contains: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyReaches:
+    """Through the node, this apiserver answers /readyz (401 and 403 count as alive)."""
+
+    id: str
+    apiserver: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterCheck:
+    """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
+
+    id: str
+
+
+Check: TypeAlias = UnitActive | Listening | PortClosed | FileMode | NodeCommand | Http | ProxyReaches | ClusterCheck
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """All that one component wants on one node, in the order in which a stage is carried out.
+
+    requirements -> modules, sysctls -> directories -> blobs sent -> config checks -> binaries, files, links, absent
+    -> units (daemon-reload, enable, restart or reload, gate) -> images.
+    """
+
+    component: str
+    requirements: tuple[Requirement, ...] = ()
+    modules: tuple[Module, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    swap_off: bool = False
+    """Turn swap off and keep it off (host: {disable_swap: true})."""
+    packages: tuple[str, ...] = ()
+    """Debian packages to install where their command is missing (host: {packages: true})."""
+    directories: tuple[Directory, ...] = ()
+    binaries: tuple[Binary, ...] = ()
+    files: tuple[File, ...] = ()
+    links: tuple[Link, ...] = ()
+    absent: tuple[Absent, ...] = ()
+    deferred: tuple[Deferred, ...] = ()
+    config_checks: tuple[ConfigCheck, ...] = ()
+    units: tuple[Unit, ...] = ()
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """The desired state of one node: its stages in the order in which they are carried out."""
+
+    node: str
+    bin_dir: str
+    """The content-addressed store lies in `<bin_dir>/.store`."""
+    stages: tuple[Stage, ...]

@@ -1,0 +1,243 @@
+"""cluster.yaml as typed values. The field docstrings are the reference documentation; defaults stand nowhere else.
+
+`io/cluster_file.py` reads the file, finds line numbers and resolves paths; everything here is pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class SpecModel(BaseModel):
+    """Base: frozen, unknown fields refused, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _endpoint(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 65536 or not host:
+        raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+def _cidr(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a CIDR block: {error}") from error
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not an IP address") from error
+    return value
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_TAINT = re.compile(r"[^=:\s]+(=[^=:\s]*)?:(NoSchedule|PreferNoSchedule|NoExecute)")
+
+
+def _node_name(value: str) -> str:
+    if len(value) > 253 or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not a node name (lower-case RFC 1123 subdomain)")
+    return value
+
+
+def _taint(value: str) -> str:
+    if not _TAINT.fullmatch(value):
+        raise ValueError(f"{value!r} is not key=value:Effect with Effect NoSchedule, PreferNoSchedule or NoExecute")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise ValueError(f"{value!r} is not an absolute path")
+    return value.rstrip("/") or "/"
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
+Address = Annotated[str, AfterValidator(_address)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Version = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.-]+)?$")]
+
+
+class CaFiles(SpecModel):
+    """The cluster's certificate authority, on the control host."""
+
+    cert: str = "ca.pem"
+    """PEM certificate."""
+    key: str = "ca-key.pem"
+    """PEM private key. It never leaves the control host."""
+
+
+class Cluster(SpecModel):
+    """The control plane that nodes join, and the cluster's networks."""
+
+    apiservers: Annotated[tuple[Endpoint, ...], Field(min_length=1)]
+    """Every kube-apiserver as HOST:PORT; kube-nginx on each node balances over them."""
+    cluster_cidr: Cidr
+    """Pod network (the guide's CLUSTER_CIDR)."""
+    service_cidr: Cidr
+    """Service network (the guide's SERVICE_CIDR)."""
+    dns_domain: str = "cluster.local"
+    """Cluster DNS domain."""
+    dns_service_ip: Address
+    """ClusterIP of the cluster DNS Service, inside service_cidr."""
+    ca: CaFiles = CaFiles()
+    kubeconfig: str = "~/.kube/config"
+    """Admin kubeconfig, used by this tool only; it is not copied to nodes."""
+    kubelet_client_user: str = "kubernetes-master"
+    """The CN that kube-apiserver shows to kubelets (its --kubelet-client-certificate)."""
+
+
+class Paths(SpecModel):
+    """Where things lie on nodes."""
+
+    bin_dir: AbsolutePath = "/opt/k8s/bin"
+    k8s_dir: AbsolutePath = "/data/k8s/k8s"
+    """The guide's K8S_DIR: working directories of kubelet and kube-proxy."""
+    containerd_dir: AbsolutePath = "/data/k8s/containerd"
+    """The guide's CONTAINERD_DIR: containerd's root."""
+
+
+class NodeSsh(SpecModel):
+    """How one node is reached, where it differs from `ssh:`."""
+
+    host: str = ""
+    """Name or address to connect to; default: the node's address."""
+    port: int | None = Field(default=None, gt=0, lt=65536)
+    user: str = ""
+    identity: str = ""
+    jump: str = ""
+
+
+class Ssh(SpecModel):
+    """How nodes are reached. ~/.ssh/config is honoured; what stands here overrides it."""
+
+    user: str = ""
+    """Default: ~/.ssh/config's User, else root. Another user than root needs passwordless sudo."""
+    port: int | None = Field(default=None, gt=0, lt=65536)
+    identity: str = ""
+    """Private key file; default: the agent, then ~/.ssh/config's IdentityFile, then ssh's own default files."""
+    jump: str = ""
+    """[USER@]HOST[:PORT] of a jump host; default: ~/.ssh/config's ProxyJump."""
+    config: str = "~/.ssh/config"
+    """OpenSSH client configuration file; it need not exist."""
+    known_hosts: str = "~/.ssh/known_hosts"
+    """Host keys are checked against this file; --accept-new-host-keys adds to it."""
+    connect_timeout: float = Field(default=10, gt=0)
+    """Seconds until a node that does not answer counts as unreachable."""
+    keepalive: float = Field(default=15, gt=0)
+    """Seconds between keepalives; three unanswered ones end the connection."""
+    concurrency: int = Field(default=64, gt=0)
+    """Nodes worked on at once."""
+    uploads: int = Field(default=8, gt=0)
+    """Nodes that artifacts are sent to at once."""
+
+
+class Versions(SpecModel):
+    """What runs on nodes. The defaults are the guide's."""
+
+    kubernetes: Version = "1.33.3"
+    containerd: Version = "2.1.3"
+    runc: Version = "1.3.0"
+    nerdctl: Version = "2.1.3"
+    crictl: Version = "1.33.0"
+    nginx: Version = "1.29.0"
+    cni_plugins: Version = "1.7.1"
+    etcd: Version = "3.5.21"
+    """Only the lab's control plane runs etcd."""
+
+
+class Artifacts(SpecModel):
+    """Where binaries come from."""
+
+    sources: Annotated[tuple[Literal["cache", "download", "build", "local"], ...], Field(min_length=1)] = (
+        "cache",
+        "download",
+    )
+    """Tried in this order for each artifact."""
+    mirror: str | None = None
+    """Base URL that holds the official files under their official paths: MIRROR/dl.k8s.io/release/..."""
+    local: str = ""
+    """Directory with finished binaries by artifact name (for the source `local`)."""
+    nginx_source: Literal["official", "debian"] = "official"
+    """Where a build of nginx takes its source tarball: the publisher, or Debian's source package."""
+
+
+class NodeSpec(SpecModel):
+    """One worker node."""
+
+    name: Annotated[str, AfterValidator(_node_name)]
+    """Node name in the cluster (kubelet --hostname-override)."""
+    address: Address
+    """Node IP: kubelet --node-ip, certificate SAN, kube-proxy's bind address."""
+    labels: dict[str, str] = {}
+    taints: tuple[Annotated[str, AfterValidator(_taint)], ...] = ()
+    """key=value:Effect"""
+    ssh: NodeSsh = NodeSsh()
+
+
+class ClusterFile(SpecModel):
+    """The whole of cluster.yaml."""
+
+    cluster: Cluster
+    paths: Paths = Paths()
+    ssh: Ssh = Ssh()
+    versions: Versions = Versions()
+    artifacts: Artifacts = Artifacts()
+    components: dict[str, dict[str, Any]] = {}
+    """Per component, validated by that component's own model (`core/desired.py`)."""
+    cni: Literal["bridge", "none"] = "none"
+    """bridge: routes between the nodes of one layer-2 segment; none: the operator installs a network plugin.
+    (`cilium` is planned and refused until it works.)"""
+    profile: Literal["default", "guide"] = "default"
+    """guide: the guide's own values wherever they work."""
+    nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _networks_fit(self) -> Self:
+        pods = ipaddress.ip_network(self.cluster.cluster_cidr)
+        services = ipaddress.ip_network(self.cluster.service_cidr)
+        if pods.version == services.version and pods.overlaps(services):
+            raise ValueError(f"cluster.service_cidr: {services} overlaps cluster.cluster_cidr {pods}")
+        if ipaddress.ip_address(self.cluster.dns_service_ip) not in services:
+            raise ValueError(
+                f"cluster.dns_service_ip: {self.cluster.dns_service_ip} is not inside cluster.service_cidr {services}"
+            )
+        for index, node in enumerate(self.nodes):
+            for what, network in (("cluster.cluster_cidr", pods), ("cluster.service_cidr", services)):
+                if ipaddress.ip_address(node.address) in network:
+                    raise ValueError(f"nodes.{index}.address: {node.address} lies inside {what} {network}")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_differ(self) -> Self:
+        for what in ("name", "address"):
+            seen: dict[str, int] = {}
+            for index, node in enumerate(self.nodes):
+                value = getattr(node, what)
+                if value in seen:
+                    raise ValueError(f"nodes.{index}.{what}: {value} is also the {what} of nodes.{seen[value]}")
+                seen[value] = index
+        return self
+
+    def node(self, name: str) -> NodeSpec:
+        """The node of that name; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+
+API_PROXY = "127.0.0.1:8443"
+"""Where kube-nginx listens by default, and so where kubelet and kube-proxy reach the API (guide: KUBE_APISERVER)."""
