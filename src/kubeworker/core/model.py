@@ -298,6 +298,18 @@ class FileMode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A client certificate on the node: signed by the cluster's CA, this user's, and good for `days` more days."""
+
+    id: str
+    path: str
+    """A PEM file (a key in it is not read), or a kubeconfig with `client-certificate-data`."""
+    common_name: str
+    """The Kubernetes user: system:node:<name>, system:kube-proxy."""
+    days: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCommand:
     """A command on the node exits 0 and its output holds `contains`."""
 
@@ -337,7 +349,9 @@ class ClusterCheck:
     id: str
 
 
-Check: TypeAlias = UnitActive | Listening | PortClosed | FileMode | NodeCommand | Http | ProxyReaches | ClusterCheck
+Check: TypeAlias = (
+    UnitActive | Listening | PortClosed | FileMode | Certificate | NodeCommand | Http | ProxyReaches | ClusterCheck
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
