@@ -1,0 +1,84 @@
+"""HTTP requests to one address of a node through a local forwarded port (hides httpx2).
+
+No answer is a value here, not an error: verify's checks are about whether something answers, and how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import tempfile
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back. `peer` is the server's certificate (DER) of an https request."""
+
+    status: int
+    body: str = field(repr=False)
+    peer: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoAnswer:
+    """Nothing came back, and why: refused, closed, timed out, or a server certificate that is not to be trusted."""
+
+    reason: str
+
+
+def tls_context(ca: bytes, *, cert: bytes = b"", key: bytes = b"") -> ssl.SSLContext:
+    """Trust this CA only (PEM), and show this client certificate (PEM) if there is one."""
+    context = ssl.create_default_context(cadata=ca.decode())
+    # kube-controller-manager's and cfssl's certificates lack extensions that Python >= 3.13 insists on by default.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if cert:
+        # The ssl module reads keys from files only; this one is 0600 and gone at the end of the block.
+        with tempfile.NamedTemporaryFile(prefix="kubeworker-") as file:
+            file.write(cert.rstrip() + b"\n" + key)
+            file.flush()
+            context.load_cert_chain(file.name)
+    return context
+
+
+async def get(
+    url: str, *, port: int, context: ssl.SSLContext, token: str = "", timeout: float = 5
+) -> Answer | NoAnswer:
+    """GET `url` over a connection to 127.0.0.1:`port`, which leads to the URL's address.
+
+    The server's certificate must be valid for the URL's host, though the connection goes to loopback. `timeout` is
+    for the whole exchange, in seconds.
+    """
+    parts = urlsplit(url)
+    local = urlunsplit(parts._replace(netloc=f"127.0.0.1:{port}"))
+    headers = {"Host": parts.netloc} | ({"Authorization": f"Bearer {token}"} if token else {})
+    peer = b""
+    try:
+        async with (
+            asyncio.timeout(timeout),
+            httpx2.AsyncClient(verify=context, trust_env=False, timeout=None) as client,
+            client.stream("GET", local, headers=headers, extensions={"sni_hostname": parts.hostname or ""}) as response,
+        ):
+            tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+            if tls is not None:
+                peer = tls.getpeercert(binary_form=True) or b""
+            body = (await response.aread()).decode(errors="replace")
+            return Answer(status=response.status_code, body=body, peer=peer)
+    except TimeoutError:
+        return NoAnswer(reason=f"no answer within {timeout:g} s")
+    except httpx2.HTTPError as error:
+        return NoAnswer(reason=_reason(error))
+
+
+def _reason(error: httpx2.HTTPError) -> str:
+    """The library's message, with the cause that TLS errors hide, without OpenSSL's source position."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not to be trusted: {cause.verify_message}"
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).partition(" (_ssl.c")[0]
+    return f"connection refused or closed ({text or type(error).__name__})"
