@@ -29,7 +29,7 @@ LocalCheck: TypeAlias = UnitActive | Listening | PortClosed | FileMode | NodeCom
 LOCAL = (UnitActive, Listening, PortClosed, FileMode, NodeCommand, Certificate)
 """The checks that the probe script alone decides."""
 
-Status: TypeAlias = Literal["pass", "fail"]
+Status: TypeAlias = Literal["passed", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +64,17 @@ class VerifyReport:
     @property
     def passed(self) -> int:
         """Checks that passed, over all nodes."""
-        return sum(verdict.status == "pass" for node in self.nodes for verdict in node.checks)
+        return sum(verdict.status == "passed" for node in self.nodes for verdict in node.checks)
 
     @property
     def failed(self) -> int:
         """Checks that failed, over all nodes."""
-        return sum(verdict.status == "fail" for node in self.nodes for verdict in node.checks)
+        return sum(verdict.status == "failed" for node in self.nodes for verdict in node.checks)
 
     @property
     def exit_code(self) -> int:
         """0: all passed; 4: failures only on nodes that can't be reached; 1: any other failure."""
-        failing = [node for node in self.nodes if any(verdict.status == "fail" for verdict in node.checks)]
+        failing = [node for node in self.nodes if any(verdict.status == "failed" for verdict in node.checks)]
         if not failing:
             return 0
         return 4 if all(node.unreachable for node in failing) else 1
@@ -92,12 +92,12 @@ class VerifyReport:
 
 def passed(check: Check, detail: str = "") -> Verdict:
     """The check holds."""
-    return Verdict(id=check.id, status="pass", detail=detail)
+    return Verdict(id=check.id, status="passed", detail=detail)
 
 
 def failed(check: Check, detail: str) -> Verdict:
     """The check does not hold, or could not be made; `detail` says which."""
-    return Verdict(id=check.id, status="fail", detail=detail)
+    return Verdict(id=check.id, status="failed", detail=detail)
 
 
 def judge(check: LocalCheck, seen: Evidence, *, ca: x509.Certificate, now: datetime) -> Verdict:

@@ -64,7 +64,7 @@ UNIT = UnitActive(id="kubelet.active", unit="kubelet.service")
 
 
 def test_an_active_enabled_unit_passes() -> None:
-    assert judge(UNIT, unit()) == checks.Verdict(id="kubelet.active", status="pass", detail="active (running)")
+    assert judge(UNIT, unit()) == checks.Verdict(id="kubelet.active", status="passed", detail="active (running)")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_an_active_enabled_unit_passes() -> None:
 )
 def test_a_unit_that_is_not_as_it_should_be_fails_and_says_how(seen: Evidence, detail: str) -> None:
     verdict = judge(UNIT, seen)
-    assert verdict.status == "fail"
+    assert verdict.status == "failed"
     assert detail in verdict.detail
 
 
@@ -93,25 +93,25 @@ LOOPBACK = Listening(id="kube_nginx.listen", port=8443, addresses=("127.0.0.1",)
 
 def test_a_port_on_exactly_its_address_passes() -> None:
     seen = Evidence(sockets=(Socket(address="127.0.0.1", port=8443, process="kube-nginx"),))
-    assert judge(LOOPBACK, seen).status == "pass"
+    assert judge(LOOPBACK, seen).status == "passed"
 
 
 @pytest.mark.parametrize("addresses", [(), ("*",), ("127.0.0.1", "10.0.0.4")])
 def test_a_port_on_no_or_on_other_addresses_fails(addresses: tuple[str, ...]) -> None:
     seen = Evidence(sockets=tuple(Socket(address=address, port=8443) for address in addresses))
-    assert judge(LOOPBACK, seen).status == "fail"
+    assert judge(LOOPBACK, seen).status == "failed"
 
 
 def test_a_port_that_should_be_closed_fails_naming_who_listens() -> None:
     closed = PortClosed(id="kubelet.read_only_port", port=10255)
-    assert judge(closed, Evidence()).status == "pass"
+    assert judge(closed, Evidence()).status == "passed"
     seen = Evidence(sockets=(Socket(address="*", port=10255, process="kubelet"),))
     assert judge(closed, seen).detail == "port 10255 is open: *:10255 (kubelet)"
 
 
 def test_a_file_needs_its_exact_mode_and_owner() -> None:
     check = FileMode(id="kubelet.kubeconfig", path="/etc/k", mode=0o600)
-    assert judge(check, Evidence(files={"/etc/k": "600 root:root"})).status == "pass"
+    assert judge(check, Evidence(files={"/etc/k": "600 root:root"})).status == "passed"
     assert judge(check, Evidence(files={"/etc/k": "644 root:root"})).detail == (
         "/etc/k is 644 root:root, expected 600 root:root"
     )
@@ -124,7 +124,7 @@ def test_a_command_needs_status_zero_and_its_text() -> None:
     def seen(status: int, output: str) -> Evidence:
         return Evidence(commands={check.id: CommandSeen(status=status, output=output)})
 
-    assert judge(check, seen(0, "Server v2.1.3")).status == "pass"
+    assert judge(check, seen(0, "Server v2.1.3")).status == "passed"
     assert "did not print 'v2.1.3'" in judge(check, seen(0, "Server v2.0.0")).detail
     assert judge(check, seen(1, "no socket\n")).detail == "/bin/ctr ended with status 1: no socket"
     assert "in time" in judge(check, seen(124, "")).detail
@@ -155,7 +155,7 @@ def test_a_client_certificate_under_the_ca_passes_with_its_days_left() -> None:
 )
 def test_a_client_certificate_that_will_not_do_fails_and_says_why(certificate: x509.Certificate, detail: str) -> None:
     verdict = judge(CLIENT, seen_certificate(certificate))
-    assert verdict.status == "fail"
+    assert verdict.status == "failed"
     assert detail in verdict.detail
 
 
@@ -163,12 +163,12 @@ def test_a_missing_client_certificate_fails() -> None:
     assert "no readable certificate" in judge(CLIENT, Evidence(certificates={"/c.pem": b""})).detail
 
 
-def report(*nodes: tuple[str, bool]) -> checks.VerifyReport:
+def report(*nodes: tuple[checks.Status, bool]) -> checks.VerifyReport:
     return checks.VerifyReport(
         nodes=tuple(
             checks.NodeReport(
                 name=f"w{index}",
-                checks=(checks.Verdict(id="a", status="pass" if status == "pass" else "fail", detail="d"),),
+                checks=(checks.Verdict(id="a", status=status, detail="d"),),
                 unreachable=unreachable,
             )
             for index, (status, unreachable) in enumerate(nodes)
@@ -177,18 +177,18 @@ def report(*nodes: tuple[str, bool]) -> checks.VerifyReport:
 
 
 def test_the_exit_code_tells_failed_from_unreachable() -> None:
-    assert report(("pass", False)).exit_code == 0
-    assert report(("pass", False), ("fail", True)).exit_code == 4
-    assert report(("fail", False), ("fail", True)).exit_code == 1
+    assert report(("passed", False)).exit_code == 0
+    assert report(("passed", False), ("failed", True)).exit_code == 4
+    assert report(("failed", False), ("failed", True)).exit_code == 1
 
 
 def test_the_json_form_is_the_documented_one() -> None:
-    assert report(("pass", False), ("fail", False)).as_json() == {
+    assert report(("passed", False), ("failed", False)).as_json() == {
         "passed": 1,
         "failed": 1,
         "nodes": [
-            {"name": "w0", "checks": [{"id": "a", "status": "pass", "detail": "d"}]},
-            {"name": "w1", "checks": [{"id": "a", "status": "fail", "detail": "d"}]},
+            {"name": "w0", "checks": [{"id": "a", "status": "passed", "detail": "d"}]},
+            {"name": "w1", "checks": [{"id": "a", "status": "failed", "detail": "d"}]},
         ],
     }
 
