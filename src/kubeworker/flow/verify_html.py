@@ -24,6 +24,7 @@ def page(report: VerifyReport, *, title: str, at: datetime) -> str:
     """The whole document; nodes with a failed check stand first and open."""
     nodes = sorted(report.nodes, key=lambda node: (_failures(node) == 0, node.name))
     verdict = "failed" if report.failed else "passed"
+    counts = f'<span class="{verdict}">{report.passed} checks passed, {report.failed} failed</span>'
     return "\n".join(
         [
             "<!doctype html>",
