@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -63,3 +64,65 @@ class Artifact:
     checked where `dynamic` is true."""
     dynamic: bool = False
     """Whether shared libraries are allowed at all."""
+    field: str = ""
+    """The field of cluster.yaml that sets the version, for error messages: versions.kubernetes."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Linker flags that give each project's commands the version they report; without them kubelet says v0.0.0.
+
+
+def kubernetes_ldflags(version: str) -> str:
+    """For every command of k8s.io/kubernetes (hack/lib/version.sh sets the same variables)."""
+    major, minor, _ = version.split(".", 2)
+    values = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return " ".join(
+        ("-s -w", *(f"-X {package}.{name}={value}" for package in packages for name, value in values.items()))
+    )
+
+
+def runtime_ldflags(containerd: str, nerdctl: str) -> str:
+    """For containerd, its shim, ctr and nerdctl: one module and one set of flags, so that one `go build` makes all."""
+    return (
+        f"-s -w -X github.com/containerd/containerd/v2/version.Version=v{containerd}"
+        f" -X github.com/containerd/nerdctl/v2/pkg/version.Version=v{nerdctl}"
+    )
+
+
+def cni_ldflags(version: str) -> str:
+    """For the containernetworking plugins."""
+    return f"-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v{version}"
+
+
+def crictl_ldflags(version: str) -> str:
+    """For crictl."""
+    return f"-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=v{version}"
+
+
+RUNC_LDFLAGS = '-s -w -extldflags "-static"'
+"""runc is linked statically with libseccomp (tags: seccomp); it takes its version from a file of its source."""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What a release's URL and a binary's own words say.
+
+_VERSION = re.compile(r"(?<![\w.+-])v?(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]*[0-9A-Za-z])?)(?![\w+-])")
+
+
+def reported_version(output: str) -> str:
+    """The version that a binary prints of itself: the first whole-word x.y.z; runc prints its spec's and Go's after it.
+
+    Empty when there is none.
+    """
+    found = _VERSION.search(output)
+    return found.group(1) if found else ""
+
+
+def release_url(url: str, architecture: Architecture, mirror: str | None) -> str:
+    """The address to fetch: the official one, or MIRROR/<host>/<path> of it."""
+    official = url.replace("{arch}", architecture)
+    if not mirror:
+        return official
+    _, _, rest = official.partition("://")
+    return f"{mirror.rstrip('/')}/{rest}"
