@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from kubeworker.core.artifact import Artifact
-from kubeworker.core.model import Blob, Check, Stage
+from kubeworker.core.model import Blob, Check, Requirement, Stage
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
 
@@ -84,6 +84,8 @@ class Context(Generic[ConfigT]):
     """By the path that the component's `archives` named."""
     credentials: Credentials
     facts: Facts
+    needs: tuple[Requirement, ...] = ()
+    """What the node's other components require; only a component that `gathers` is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,10 @@ class Component(Generic[ConfigT]):
     checks: Callable[[Context[ConfigT]], tuple[Check, ...]] = lambda _context: ()
     enabled: Callable[[ClusterFile], bool] = lambda _cluster: True
     """Whether this cluster has the component at all (bridge_cni: only with `cni: bridge`)."""
+    validate: Callable[[ClusterFile, ConfigT], None] = lambda _cluster, _config: None
+    """Raises SpecError for what the models alone can't see (a version that the component can't be set up for)."""
+    gathers: bool = False
+    """The stage is computed last and told what the other components require (host: fixes where asked)."""
     after: tuple[str, ...] = ()
     """Components whose stage is carried out before this one's."""
     warnings: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()

@@ -113,6 +113,31 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KubeconfigTarget:
+    """A kubeconfig that the component itself writes (kubelet.kubeconfig): where it exists, its server and CA must
+    be these. Other values are healed in place, credentials untouched, and `unit` is restarted."""
+
+    path: str
+    server: str
+    ca: bytes
+    """PEM of the cluster's CA."""
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsEndpoint:
+    """An address on the node that must show a certificate of the cluster's CA, valid for the address's own host.
+
+    Checked from the control host through the node's SSH connection once the stage's units are up, before any later
+    stage writes a kubeconfig that names the address.
+    """
+
+    address: str
+    """HOST:PORT as the node sees it."""
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigCheck:
     """The component's own checker, run on the node over candidate files before any of them goes live.
 
@@ -379,6 +404,8 @@ class Stage:
     config_checks: tuple[ConfigCheck, ...] = ()
     units: tuple[Unit, ...] = ()
     images: tuple[Image, ...] = ()
+    kubeconfigs: tuple[KubeconfigTarget, ...] = ()
+    tls_endpoints: tuple[TlsEndpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
