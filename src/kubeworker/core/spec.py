@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -63,6 +64,13 @@ def _absolute(value: str) -> str:
     return value.rstrip("/") or "/"
 
 
+class ControlHostPath:
+    """Marks a string as a path on the control host: `io/cluster_file.py` resolves it against the file's directory."""
+
+
+LocalPath = Annotated[str, ControlHostPath()]
+"""A path on the control host: relative to cluster.yaml, `~` allowed. Component configs use it too."""
+
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Cidr = Annotated[str, AfterValidator(_cidr)]
 Address = Annotated[str, AfterValidator(_address)]
@@ -73,9 +81,9 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.
 class CaFiles(SpecModel):
     """The cluster's certificate authority, on the control host."""
 
-    cert: str = "ca.pem"
+    cert: LocalPath = "ca.pem"
     """PEM certificate."""
-    key: str = "ca-key.pem"
+    key: LocalPath = "ca-key.pem"
     """PEM private key. It never leaves the control host."""
 
 
@@ -93,7 +101,7 @@ class Cluster(SpecModel):
     dns_service_ip: Address
     """ClusterIP of the cluster DNS Service, inside service_cidr."""
     ca: CaFiles = CaFiles()
-    kubeconfig: str = "~/.kube/config"
+    kubeconfig: LocalPath = "~/.kube/config"
     """Admin kubeconfig, used by this tool only; it is not copied to nodes."""
     kubelet_client_user: str = "kubernetes-master"
     """The CN that kube-apiserver shows to kubelets (its --kubelet-client-certificate)."""
@@ -116,7 +124,7 @@ class NodeSsh(SpecModel):
     """Name or address to connect to; default: the node's address."""
     port: int | None = Field(default=None, gt=0, lt=65536)
     user: str = ""
-    identity: str = ""
+    identity: LocalPath = ""
     jump: str = ""
 
 
@@ -126,13 +134,13 @@ class Ssh(SpecModel):
     user: str = ""
     """Default: ~/.ssh/config's User, else root. Another user than root needs passwordless sudo."""
     port: int | None = Field(default=None, gt=0, lt=65536)
-    identity: str = ""
+    identity: LocalPath = ""
     """Private key file; default: the agent, then ~/.ssh/config's IdentityFile, then ssh's own default files."""
     jump: str = ""
     """[USER@]HOST[:PORT] of a jump host; default: ~/.ssh/config's ProxyJump."""
-    config: str = "~/.ssh/config"
+    config: LocalPath = "~/.ssh/config"
     """OpenSSH client configuration file; it need not exist."""
-    known_hosts: str = "~/.ssh/known_hosts"
+    known_hosts: LocalPath = "~/.ssh/known_hosts"
     """Host keys are checked against this file; --accept-new-host-keys adds to it."""
     connect_timeout: float = Field(default=10, gt=0)
     """Seconds until a node that does not answer counts as unreachable."""
@@ -168,7 +176,7 @@ class Artifacts(SpecModel):
     """Tried in this order for each artifact."""
     mirror: str | None = None
     """Base URL that holds the official files under their official paths: MIRROR/dl.k8s.io/release/..."""
-    local: str = ""
+    local: LocalPath = ""
     """Directory with finished binaries by artifact name (for the source `local`)."""
     nginx_source: Literal["official", "debian"] = "official"
     """Where a build of nginx takes its source tarball: the publisher, or Debian's source package."""
@@ -205,31 +213,32 @@ class ClusterFile(SpecModel):
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _networks_fit(self) -> Self:
+    def _fits_together(self) -> Self:
+        problems = (*self._network_problems(), *self._node_problems())
+        if problems:
+            raise ValueError("\n".join(problems))  # one `field: message` a line
+        return self
+
+    def _network_problems(self) -> Iterator[str]:
         pods = ipaddress.ip_network(self.cluster.cluster_cidr)
         services = ipaddress.ip_network(self.cluster.service_cidr)
         if pods.version == services.version and pods.overlaps(services):
-            raise ValueError(f"cluster.service_cidr: {services} overlaps cluster.cluster_cidr {pods}")
+            yield f"cluster.service_cidr: {services} overlaps cluster.cluster_cidr {pods}"
         if ipaddress.ip_address(self.cluster.dns_service_ip) not in services:
-            raise ValueError(
-                f"cluster.dns_service_ip: {self.cluster.dns_service_ip} is not inside cluster.service_cidr {services}"
-            )
+            yield f"cluster.dns_service_ip: {self.cluster.dns_service_ip} is not inside cluster.service_cidr {services}"
         for index, node in enumerate(self.nodes):
             for what, network in (("cluster.cluster_cidr", pods), ("cluster.service_cidr", services)):
                 if ipaddress.ip_address(node.address) in network:
-                    raise ValueError(f"nodes.{index}.address: {node.address} lies inside {what} {network}")
-        return self
+                    yield f"nodes.{index}.address: {node.address} lies inside {what} {network}"
 
-    @model_validator(mode="after")
-    def _nodes_differ(self) -> Self:
+    def _node_problems(self) -> Iterator[str]:
         for what in ("name", "address"):
             seen: dict[str, int] = {}
             for index, node in enumerate(self.nodes):
                 value = getattr(node, what)
                 if value in seen:
-                    raise ValueError(f"nodes.{index}.{what}: {value} is also the {what} of nodes.{seen[value]}")
+                    yield f"nodes.{index}.{what}: {value} is also the {what} of nodes.{seen[value]}"
                 seen[value] = index
-        return self
 
     def node(self, name: str) -> NodeSpec:
         """The node of that name; KeyError if there is none."""

@@ -1,4 +1,4 @@
-"""What flows tell while they work, as values. `cli/report.py` shows them to people or as JSON lines; flows never print."""
+"""What flows tell while they work, as values; `cli/report.py` shows them. Flows themselves never print."""
 
 from __future__ import annotations
 

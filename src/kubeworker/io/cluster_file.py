@@ -1,0 +1,389 @@
+"""cluster.yaml from disk: YAML with positions, so that each error names file, line and field, all of them at once.
+
+The models in `core/spec.py` and the components' own `Config` decide what is right; this file finds the line that is
+wrong, says what was meant, and turns paths of the control host into absolute ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from kubeworker.core.component import Component
+from kubeworker.core.spec import ClusterFile, ControlHostPath
+from kubeworker.errors import SpecError
+
+FieldPath: TypeAlias = tuple[int | str, ...]
+Registry: TypeAlias = Sequence[Component[Any]]
+
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong in the file."""
+
+    line: int
+    """Counted from 1."""
+    path: FieldPath
+    message: str
+    hint: str = ""
+
+
+def load(path: Path, registry: Registry = ()) -> ClusterFile:
+    """Read cluster.yaml. With a registry, the configs under `components:` are checked too.
+
+    SpecError: the file can't be read, is not YAML, or holds wrong values; its subject is `FILE:LINE: FIELD`.
+    """
+    root, data = _parse(path, _read(path))
+    try:
+        cluster = ClusterFile.model_validate(data)
+    except ValidationError as error:
+        found = tuple(_problems(root, error, ClusterFile, ()))
+        raise _error(path, (*found, *_component_problems(root, data, registry))) from error
+    found = tuple(_component_problems(root, data, registry))
+    if found:
+        raise _error(path, found)
+    return _with_absolute_paths(cluster, registry, path.absolute().parent)
+
+
+def located(path: Path, error: SpecError) -> SpecError:
+    """The same error with file and line, where only a field is known (`components.kubelet.max_pods`)."""
+    root, _data = _parse(path, _read(path))
+    field: FieldPath = tuple(int(part) if part.isdigit() else part for part in error.subject.split("."))
+    return _error(path, (Problem(line=_line(root, field), path=field, message=error.message, hint=error.hint),))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# YAML
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        hint = "write one with `kubeworker init`, or name it: kubeworker COMMAND -f FILE"
+        raise SpecError("no such file", subject=str(path), hint=hint) from error
+    except UnicodeDecodeError as error:
+        raise SpecError("not a UTF-8 text file", subject=str(path), hint="save it as UTF-8") from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SpecError(f"can't be read: {reason}", subject=str(path), hint="check the path and its mode") from error
+
+
+def _parse(path: Path, text: str) -> tuple[yaml.Node, dict[str, Any]]:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None or not isinstance(root, yaml.MappingNode):
+            message = "is empty" if root is None else "must be a map of fields at the top level"
+            hint = "`kubeworker init` writes a commented example"
+            raise SpecError(message, subject=f"{path}:1" if root is not None else str(path), hint=hint)
+        _refuse_loops(path, root, ())
+        duplicates = tuple(_duplicates(root))
+        if duplicates:
+            raise _error(path, duplicates)
+        # construct_document also puts `<<: *merge` keys in place, after which the tree and the data agree.
+        return root, loader.construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        message = " ".join(part for part in (error.context, error.problem) if part)
+        raise SpecError(f"not valid YAML: {message}", subject=where, hint=_yaml_hint(message)) from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"not valid YAML: {error}", subject=str(path), hint="save it as plain UTF-8 text") from error
+    finally:
+        loader.dispose()
+
+
+def _yaml_hint(message: str) -> str:
+    if "\\t" in message or "cannot start any token" in message:
+        return "indent with spaces, and quote values that begin with @, ` or a tab"
+    if "mapping values are not allowed" in message:
+        return "quote a value that holds `: `, and check the indentation of this line"
+    return "check indentation, quotes and brackets on this line and the one before"
+
+
+def _refuse_loops(path: Path, node: yaml.Node, above: tuple[int, ...]) -> None:
+    if id(node) in above:
+        where = f"{path}:{node.start_mark.line + 1}"
+        raise SpecError("not valid YAML here: an alias inside its own anchor", subject=where, hint="write it out")
+    if isinstance(node, yaml.CollectionNode):
+        for child in _children(node):
+            _refuse_loops(path, child, (*above, id(node)))
+
+
+def _children(node: yaml.CollectionNode) -> Iterator[yaml.Node]:
+    for item in node.value:
+        if isinstance(item, tuple):
+            yield item[1]
+        else:
+            yield item
+
+
+def _duplicates(node: yaml.Node, path: FieldPath = ()) -> Iterator[Problem]:
+    """Keys that stand twice in one map: YAML forbids them, and PyYAML would silently take the last."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            line = key.start_mark.line + 1
+            if name in seen:
+                message = f"is already set on line {seen[name]}"
+                yield Problem(line=line, path=(*path, name), message=message, hint="keep one of the two")
+            seen.setdefault(name, line)
+            yield from _duplicates(value, (*path, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _duplicates(value, (*path, index))
+
+
+def _line(root: yaml.Node, path: FieldPath) -> int:
+    """The line of the field, or of the nearest thing around it that is in the file."""
+    node, line = root, root.start_mark.line
+    for part in path:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line
+        elif isinstance(node, yaml.MappingNode):
+            # Merged-in keys come first and the map's own ones win: look from the end.
+            pairs = [(key, value) for key, value in reversed(node.value) if str(key.value) == str(part)]
+            if not pairs:
+                break
+            line, node = pairs[0][0].start_mark.line, pairs[0][1]
+        else:
+            break
+    return line + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# From pydantic's errors to ours
+
+
+def _component_problems(root: yaml.Node, data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
+    configs = data.get("components", {})
+    if not registry or not isinstance(configs, dict):
+        return
+    known = {component.name: component for component in registry}
+    for name, config in configs.items():
+        path: FieldPath = ("components", name)
+        if name not in known:
+            hint = _closest(str(name), known)
+            yield Problem(line=_line(root, path), path=path, message="there is no such component", hint=hint)
+        elif isinstance(config, dict):
+            try:
+                known[name].config.model_validate(config)
+            except ValidationError as error:
+                yield from _problems(root, error, known[name].config, path)
+
+
+def _problems(root: yaml.Node, error: ValidationError, model: type[BaseModel], prefix: FieldPath) -> Iterator[Problem]:
+    errors = error.errors()
+    for details in errors:
+        path = details["loc"]
+        # A list whose items are all wrong counts as too short as well: the items' own errors say it better.
+        inside = any(len(each["loc"]) > len(path) and each["loc"][: len(path)] == path for each in errors)
+        if not (details["type"] == "too_short" and inside):
+            yield from _problem(root, details, model, prefix)
+
+
+def _problem(root: yaml.Node, details: ErrorDetails, model: type[BaseModel], prefix: FieldPath) -> Iterator[Problem]:
+    path: FieldPath = (*prefix, *details["loc"])
+    match details["type"]:
+        case "extra_forbidden":
+            fields = _fields_at(model, details["loc"][:-1])
+            hint = _closest(str(path[-1]), fields)
+            yield Problem(line=_line(root, path), path=path, message="there is no such field", hint=hint)
+        case "missing":
+            field = _fields_at(model, details["loc"][:-1]).get(str(path[-1]))
+            hint = f"{path[-1]}: {_first_sentence(field)}" if field and field.description else ""
+            yield Problem(line=_line(root, path), path=path, message="is required and missing", hint=hint)
+        case "value_error":
+            for line in str(details["ctx"]["error"]).splitlines():
+                yield _from_validator(root, path, line)
+        case _:
+            message, hint = _explained(path, details)
+            yield Problem(line=_line(root, path), path=path, message=message, hint=hint)
+
+
+_NAMED = re.compile(r"(?P<field>[a-z][\w-]*(\.[\w-]+)*): (?P<message>.+)")
+
+
+def _from_validator(root: yaml.Node, path: FieldPath, line: str) -> Problem:
+    """A model's own message; a whole-file validator begins it with the field that is wrong."""
+    named = _NAMED.fullmatch(line)
+    if named:
+        path = (*path, *(int(part) if part.isdigit() else part for part in named["field"].split(".")))
+        line = named["message"]
+    return Problem(line=_line(root, path), path=path, message=line, hint=_way_out(path, line))
+
+
+def _way_out(path: FieldPath, message: str) -> str:
+    if "overlaps" in message:
+        return "choose two networks that share no address"
+    if "is not inside" in message:
+        return "take an address of the service network; the guide uses the second one (10.254.0.2)"
+    if "lies inside" in message:
+        return "node addresses belong to the machines' own network: change the address or the network"
+    if "is also the" in message:
+        return f"each node needs its own {path[-1]}"
+    return ""
+
+
+def _explained(path: FieldPath, details: ErrorDetails) -> tuple[str, str]:
+    """Message and hint for pydantic's remaining kinds of error, in the words of a YAML file."""
+    given = details["input"]
+    expected = str(details.get("ctx", {}).get("expected", "")).replace("'", "")
+    if path == ("cni",) and given == "cilium":
+        hint = "use `cni: bridge` (nodes on one layer-2 segment), or `cni: none` and install Cilium yourself"
+        return "cilium is not part of this version yet; it comes with a later one", hint
+    match details["type"]:
+        case "literal_error":
+            return f"{given!r} is not one of: {expected}", _closest(str(given), re.split(r", | or ", expected))
+        case "string_type" if isinstance(given, int | float):
+            shown = str(given).lower() if isinstance(given, bool) else str(given)
+            return f"must be text, and YAML reads {shown} as {_kind(given)}", f'quote it: "{shown}"'
+        case "string_type" if given is None:
+            return "has no value", "give it one, or take the line out"
+        case "string_pattern_mismatch" if "version" in ".".join(map(str, path)):
+            return f"{given!r} is not a version such as 1.33.3", "write three numbers, without a leading v"
+        case "tuple_type" | "list_type":
+            return f"must be a list, not {_kind(given)}", "write [a, b], or one `- item` a line"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"must be a map of fields, not {_kind(given)}", ""
+        case "too_short":
+            return "must hold at least one item", ""
+    message = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{message} (it is {given!r})" if isinstance(given, str | int | float) else message, ""
+
+
+def _kind(value: object) -> str:
+    match value:
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "a map"
+        case None:
+            return "nothing"
+        case _:
+            return type(value).__name__
+
+
+def _closest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known here: {', '.join(sorted(names))}" if names else ""
+
+
+def _first_sentence(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _fields_at(model: type[BaseModel], path: FieldPath) -> Mapping[str, FieldInfo]:
+    """The fields of the model that lies at this path below `model`; none where no model lies there."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = here.model_fields.get(part) if here else None
+        here = _model_in(field.annotation) if field else None
+    return here.model_fields if here else {}
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each))), None)
+
+
+def _error(path: Path, problems: Sequence[Problem]) -> SpecError:
+    """One error for all problems: the first is its subject, the others follow a line each."""
+    first, *others = sorted(set(problems), key=lambda problem: problem.line)
+    message = first.message
+    if others:
+        lines = (f"  {_where(path, each)}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in others)
+        message = "\n".join((message, f"and {len(others)} more:", *lines))
+    return SpecError(message, subject=_where(path, first), hint=first.hint)
+
+
+def _where(path: Path, problem: Problem) -> str:
+    field = ".".join(map(str, problem.path))
+    return f"{path}:{problem.line}: {field}" if field else f"{path}:{problem.line}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Paths
+
+
+def _with_absolute_paths(cluster: ClusterFile, registry: Registry, base: Path) -> ClusterFile:
+    components = dict(cluster.components)
+    for component in registry:
+        if component.name in components:
+            config = component.config.model_validate(components[component.name])
+            components[component.name] = {**components[component.name], **_changes(config, base)}
+    resolved = _resolved(cluster, base)
+    return resolved.model_copy(update={"components": components})
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _resolved(model: ModelT, base: Path) -> ModelT:
+    changes = _changes(model, base)
+    return model.model_copy(update=changes) if changes else model
+
+
+def _changes(model: BaseModel, base: Path) -> dict[str, Any]:
+    """The fields of a model that hold control-host paths not yet absolute, with their absolute values."""
+    changes: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        before = getattr(model, name)
+        # pydantic takes a field's own Annotated apart and keeps its marks in `metadata`.
+        path = any(isinstance(each, ControlHostPath) for each in field.metadata) or _is_path(field.annotation)
+        after = _value(before, base, path=path)
+        if after != before:
+            changes[name] = after
+    return changes
+
+
+def _is_path(annotation: Any) -> bool:
+    """Whether an annotation is `LocalPath`, or a collection of them."""
+    if any(isinstance(each, ControlHostPath) for each in getattr(annotation, "__metadata__", ())):
+        return True
+    return any(_is_path(each) for each in get_args(annotation))
+
+
+def _value(value: Any, base: Path, *, path: bool) -> Any:
+    match value:
+        case BaseModel():
+            return _resolved(value, base)
+        case tuple():
+            return tuple(_value(each, base, path=path) for each in value)
+        case str() if path and value:
+            return str(base / _expanded(value))
+        case _:
+            return value
+
+
+def _expanded(value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # no such user, or no home directory: whoever opens the path names it
+        return Path(value)
