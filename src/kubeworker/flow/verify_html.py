@@ -33,8 +33,7 @@ def page(report: VerifyReport, *, title: str, at: datetime) -> str:
             f"<title>{escape(title)}: {report.passed} passed, {report.failed} failed</title>",
             f"<style>{_STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
-            f'<p><span class="{verdict}">{report.passed} checks passed, {report.failed} failed</span>'
-            f" on {len(nodes)} nodes, {at:%Y-%m-%d %H:%M:%S %Z}</p>",
+            f"<p>{counts} on {len(nodes)} nodes, {at:%Y-%m-%d %H:%M:%S %Z}</p>",
             *(_node(node) for node in nodes),
             "</body></html>",
             "",
