@@ -1,0 +1,11 @@
+"""A local lab: throw-away real machines with a real control plane, for demonstrations and tests.
+
+`up` boots machines (systemd-nspawn: real systemd, real sshd) with the guide's topology and writes the cluster.yaml,
+CA and admin kubeconfig that the tool then uses. The rest of the tool knows nothing of the lab.
+"""
+
+from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, running, up
+from kubeworker.lab.machine import run
+from kubeworker.lab.state import LabState, Machine
+
+__all__ = ["LabState", "Machine", "apiserver_ready", "down", "find", "names", "run", "running", "up"]

@@ -1,0 +1,133 @@
+"""This host as the lab sees it: what it can do, what is installed, and running its commands."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kubeworker.core.artifact import Architecture
+from kubeworker.errors import LabError
+
+NEEDED = (
+    ("debootstrap", "debootstrap"),
+    ("systemd-nspawn", "systemd-container"),
+    ("ip", "iproute2"),
+    ("ssh", "openssh-client"),
+    ("nsenter", "util-linux"),
+    ("busybox", "busybox-static"),
+    ("gcc", "gcc"),
+)
+"""Commands that the lab runs on this host, with the Debian package of each."""
+LIBC_ARCHIVE_PACKAGE = "libc6-dev"
+"""Has libc.a, for the static `pause`."""
+
+_CAP_SYS_RESOURCE = 24
+_SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 120,
+    subject: str = "this host",
+) -> str:
+    """Standard output of a command of this host; LabError with its last error lines if it fails."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            input=stdin,
+            env={**os.environ, "PATH": _SEARCH, "LC_ALL": "C.UTF-8", **(env or {})},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"`{words[0]}` took more than {timeout:.0f} s", subject=subject) from error
+    except FileNotFoundError as error:
+        raise LabError(f"`{words[0]}` is not installed", subject=subject) from error
+    if done.returncode:
+        tail = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-8:])
+        raise LabError(f"`{' '.join(words)}` failed with status {done.returncode}: {tail}", subject=subject)
+    return done.stdout
+
+
+def require_root() -> None:
+    """LabError unless this process is root: namespaces, bridges and mounts need it."""
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root", subject="this host", hint="run it as root, or with sudo")
+
+
+def missing_packages() -> tuple[str, ...]:
+    """Debian packages of the commands that are not installed."""
+    missing = [package for command, package in NEEDED if shutil.which(command, path=_SEARCH) is None]
+    if not any(Path("/usr/lib").glob("*/libc.a")):
+        missing.append(LIBC_ARCHIVE_PACKAGE)
+    return tuple(missing)
+
+
+def install_packages(packages: Sequence[str]) -> None:
+    """Install them with apt-get; LabError on another system, or if apt-get fails."""
+    if not packages:
+        return
+    if shutil.which("apt-get", path=_SEARCH) is None:
+        raise LabError(
+            f"commands are missing that Debian has in: {', '.join(packages)}",
+            subject="this host",
+            hint="install them with your system's package manager",
+        )
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        run(install, env=quiet, timeout=900)
+    except LabError:
+        # Package lists may be absent (fresh images) or too old for the mirror.
+        run(["apt-get", "update"], env=quiet, timeout=600)
+        run(install, env=quiet, timeout=900)
+
+
+def architecture() -> Architecture:
+    """This host's architecture in Go's spelling; LabError for one that the lab has no binaries for."""
+    match platform.machine():
+        case "x86_64":
+            return "amd64"
+        case "aarch64":
+            return "arm64"
+        case other:
+            raise LabError(f"architecture {other} is not supported", subject="this host")
+
+
+def has_systemd() -> bool:
+    """Whether systemd is this host's init (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def has_sys_resource() -> bool:
+    """Whether CAP_SYS_RESOURCE is in the bounding set; without it no OOM score can be lowered."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+    return False
+
+
+def has_ipvs() -> bool:
+    """Whether the kernel has IPVS, built in or as a module."""
+    if Path("/proc/net/ip_vs").exists():
+        return True
+    modprobe = shutil.which("modprobe", path=_SEARCH)
+    if modprobe is None:
+        return False
+    return subprocess.run([modprobe, "--dry-run", "ip_vs"], capture_output=True, check=False).returncode == 0
+
+
+def has_swap() -> bool:
+    """Whether this host swaps; its machines would see the host's /proc/swaps."""
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1

@@ -1,0 +1,304 @@
+"""Bring a lab up, down, and tell how it is: each verb as a table of contents."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import re
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kubeworker.errors import LabError
+from kubeworker.flow.events import Note, Reporter, silent
+from kubeworker.lab import cgroups, cluster_yaml, control_plane, host, images, machine, network, pki, rootfs, state
+from kubeworker.lab.artifacts import ETCD, KUBERNETES_COMMANDS
+from kubeworker.lab.state import LabState, Machine
+
+BOOT_LIMIT = 120.0
+"""Seconds until a machine's sshd must answer (2 to 6 are usual)."""
+API_LIMIT = 180.0
+"""Seconds until every kube-apiserver must be ready (about 10 are usual)."""
+POWER_OFF_LIMIT = 15.0
+"""Seconds for a clean shutdown before the machine's processes are killed."""
+
+_SUBNET_LOCK = Path("/run/kubeworker-lab.lock")
+
+
+def up(
+    name: str = "default",
+    *,
+    binaries: Mapping[str, Path],
+    workers: int | None = None,
+    labs: Path | None = None,
+    report: Reporter = silent,
+) -> LabState:
+    """Bring the lab up, or back to what it should be; does nothing to what runs already.
+
+    `binaries` holds kube-apiserver, kube-controller-manager, kube-scheduler and etcd by name. `workers` is the
+    number of plain machines; None keeps what the lab has (0 for a new one).
+    """
+    folder = state.lab_folder(name, state.labs_folder(labs))
+    host.require_root()
+    with _locked(folder, report):
+        known = state.load(folder)
+        host.install_packages(host.missing_packages())
+        lab = _reserve(folder, known, workers)
+        _remove_surplus(known, lab)
+        base = rootfs.ensure(state.cache_folder(), report)
+        _write_files(lab, binaries)
+        for each in lab.machines:
+            if machine.init_pid(lab, each) is None:
+                machine.clear(lab, each)
+                report(Note(subject=each.name, text=f"booting at {each.address}"))
+                machine.boot(lab, each, base)
+        for each in lab.machines:
+            _wait_for_ssh(lab, each)
+        for each in lab.control_plane:
+            _wait_for_apiserver(lab, each)
+        return lab
+
+
+def down(name: str = "default", *, labs: Path | None = None, report: Reporter = silent) -> None:
+    """Take the lab down and remove its folder: nothing of it is left, whatever state it was in, or if it never was."""
+    folder = state.lab_folder(name, state.labs_folder(labs))
+    host.require_root()
+    if not folder.parent.is_dir():
+        return
+    with _locked(folder, report):
+        lab = state.load(folder)
+        if lab is not None:
+            report(Note(subject=f"lab {name}", text=f"powering off {len(lab.machines)} machines"))
+            _power_off(lab, lab.machines)
+        _clear_by_name(state.lab_id(folder))
+        if folder.exists():
+            shutil.rmtree(folder)
+    _lock_path(folder).unlink(missing_ok=True)
+
+
+def names(labs: Path | None = None) -> tuple[str, ...]:
+    """Names of all labs in the labs folder, down ones that a killed run left behind too."""
+    folder = state.labs_folder(labs)
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) if folder.is_dir() else ()
+
+
+def find(name: str = "default", *, labs: Path | None = None) -> LabState:
+    """The lab of that name; LabError if there is none."""
+    folder = state.lab_folder(name, state.labs_folder(labs))
+    lab = state.load(folder)
+    if lab is None:
+        raise LabError("there is no such lab", subject=f"lab {name}", hint=f"kubeworker lab up --name {name}")
+    return lab
+
+
+def running(lab: LabState) -> dict[str, bool]:
+    """By machine name, whether the machine is on."""
+    return {each.name: machine.init_pid(lab, each) is not None for each in lab.machines}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, report: Reporter) -> Iterator[None]:
+    """One `up` or `down` of a lab at a time; a killed one leaves no lock behind (flock)."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    while True:
+        with _lock_path(folder).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(Note(subject=f"lab {folder.name}", text="waiting for another `lab up` or `lab down` to end"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # `down` removes the lock file: a lock on a removed file protects nothing.
+            if _lock_path(folder).exists() and _lock_path(folder).stat().st_ino == _inode(lock.fileno()):
+                yield
+                return
+
+
+def _inode(descriptor: int) -> int:
+    return Path(f"/proc/self/fd/{descriptor}").stat().st_ino
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
+
+
+def _reserve(folder: Path, known: LabState | None, workers: int | None) -> LabState:
+    """The lab with its subnet, recorded, and its bridge up. Labs of other users are seen by their bridges' routes."""
+    with _SUBNET_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if known is None:
+            _clear_by_name(state.lab_id(folder))
+            others = (state.load(other) for other in folder.parent.iterdir() if other.is_dir())
+            used = (*network.used_networks(), *(other.subnet for other in others if other is not None))
+            subnet = state.choose_subnet(used)
+            lab = LabState(
+                name=folder.name, folder=folder, subnet=subnet, machines=state.plan_machines(subnet, workers or 0)
+            )
+        else:
+            count = len(known.machines) - len(known.control_plane) if workers is None else workers
+            lab = replace(known, machines=state.plan_machines(known.subnet, count, known.machines))
+        state.save(lab)
+        network.ensure_bridge(lab.bridge, lab.gateway)
+    return lab
+
+
+def _remove_surplus(known: LabState | None, lab: LabState) -> None:
+    surplus = () if known is None else tuple(each for each in known.machines if each not in lab.machines)
+    _power_off(lab, surplus)
+    for each in surplus:
+        machine.clear(lab, each)
+        shutil.rmtree(lab.machine_folder(each), ignore_errors=True)
+
+
+def _power_off(lab: LabState, machines: tuple[Machine, ...]) -> None:
+    for each in machines:
+        machine.power_off(lab, each)
+    end = time.monotonic() + POWER_OFF_LIMIT
+    for each in machines:
+        machine.wait_off(lab, each, end - time.monotonic())
+
+
+def _clear_by_name(identity: str) -> None:
+    """Everything that belongs to a lab of that id, found by names alone."""
+    prefix = state.scope_prefix(identity)
+    scopes = {group.name for group in cgroups.find(prefix)}
+    interfaces = {f"{prefix}{link.rpartition('-')[2]}" for link in network.links(f"vb-kw{identity}-")}
+    for scope in scopes | interfaces:
+        number = scope.removeprefix(prefix).partition(".")[0]
+        machine.clear_scope(scope, f"kw{identity}-{number}")
+    network.remove_link(state.bridge_name(identity))
+
+
+def _write_files(lab: LabState, binaries: Mapping[str, Path]) -> None:
+    """Keys, certificates, images, disks and cluster.yaml: what exists is kept."""
+    certificates = _certificates(lab)
+    _place_binaries(lab, binaries)
+    ssh_public = _ssh_identity(lab)
+    host_keys = {each.name: _host_key(lab, each) for each in lab.machines}
+    lines = [f"{each.address} {host_keys[each.name][1]}" for each in lab.machines]
+    lab.known_hosts.write_text("\n".join(lines) + "\n")
+    for each in lab.machines:
+        machine.disk(lab, each, ssh_public=ssh_public, host_key=host_keys[each.name], pki=certificates)
+    archives = tuple(lab.folder / "images" / name for name in ("pause.tar", "busybox.tar"))
+    if not all(path.exists() for path in archives):
+        images.write(lab.folder / "images")
+    _write_cluster_yaml(lab, tuple(f"images/{path.name}" for path in archives))
+
+
+def _certificates(lab: LabState) -> dict[str, bytes]:
+    folder = lab.folder / "pki"
+    if not (folder / "complete").exists():
+        made = pki.make([each.address for each in lab.control_plane], dt.datetime.now(dt.UTC))
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for name, content in made.items():
+            _write_secret(folder / name, content)
+        _write_secret(lab.ca, made["ca.pem"])
+        _write_secret(lab.ca_key, made["ca-key.pem"])
+        server = f"https://{lab.apiservers[0]}"
+        _write_secret(lab.kubeconfig, control_plane.kubeconfig(server, "admin", made))
+        (folder / "complete").touch()
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+def _ssh_identity(lab: LabState) -> str:
+    public = lab.ssh_identity.with_suffix(".pub")
+    if not public.exists():
+        private, line = pki.ssh_key(f"kubeworker-lab-{lab.name}")
+        _write_secret(lab.ssh_identity, private)
+        public.write_text(f"{line}\n")
+    return public.read_text().strip()
+
+
+def _host_key(lab: LabState, each: Machine) -> tuple[bytes, str]:
+    """The machine's host key: from its disk once there is one, so that known_hosts needs no key scan."""
+    key = lab.machine_folder(each) / "upper/etc/ssh/ssh_host_ed25519_key"
+    public = key.with_suffix(".pub")
+    if key.exists() and public.exists():
+        return key.read_bytes(), " ".join(public.read_text().split()[:2])
+    private, line = pki.ssh_key(each.name)
+    return private, " ".join(line.split()[:2])
+
+
+def _place_binaries(lab: LabState, binaries: Mapping[str, Path]) -> None:
+    """Hard links (copies where that can't be) in one folder, which is bound into machines."""
+    folder = lab.folder / "bin"
+    folder.mkdir(exist_ok=True)
+    for name in (*KUBERNETES_COMMANDS, ETCD):
+        target = folder / name
+        if target.exists():
+            continue
+        if name not in binaries:
+            raise LabError(f"no binary named {name} was given", subject=f"lab {lab.name}")
+        temporary = folder / f".{name}"
+        temporary.unlink(missing_ok=True)
+        shutil.copyfile(binaries[name], temporary)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+
+
+def _write_cluster_yaml(lab: LabState, archives: tuple[str, ...]) -> None:
+    """Written anew only if the machines changed: people edit the file."""
+    marker = lab.folder / ".machines"
+    listed = "\n".join(f"{each.name} {each.address}" for each in lab.machines)
+    if lab.cluster_yaml.exists() and marker.exists() and marker.read_text() == listed:
+        return
+    traits = cluster_yaml.HostTraits(sys_resource=host.has_sys_resource(), ipvs=host.has_ipvs())
+    lab.cluster_yaml.write_text(cluster_yaml.render(lab, traits, archives))
+    marker.write_text(listed)
+
+
+def _wait_for_ssh(lab: LabState, each: Machine) -> None:
+    end = time.monotonic() + BOOT_LIMIT
+    while not _ssh_answers(each.address):
+        off = machine.init_pid(lab, each) is None and not cgroups.pids(machine.groups(lab, each))
+        if off or time.monotonic() > end:
+            reason = "the machine went off" if off else f"no answer on ssh within {BOOT_LIMIT:.0f} s"
+            raise LabError(f"{reason}; its console ends:\n{machine.console_tail(lab, each)}", subject=each.name)
+        time.sleep(0.1)
+
+
+def _ssh_answers(address: str) -> bool:
+    try:
+        with socket.create_connection((address, 22), timeout=2) as connection:
+            connection.settimeout(5)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _wait_for_apiserver(lab: LabState, each: Machine) -> None:
+    end = time.monotonic() + API_LIMIT
+    while not apiserver_ready(lab, each):
+        if time.monotonic() > end:
+            log = machine.run(lab, each, "journalctl --no-pager -n 8 -o cat -u kube-apiserver -u etcd").stdout
+            text = re.sub(r"\n+", "\n", log).strip()
+            raise LabError(
+                f"kube-apiserver was not ready within {API_LIMIT:.0f} s; its journal ends:\n{text}", subject=each.name
+            )
+        time.sleep(0.2)
+
+
+def apiserver_ready(lab: LabState, each: Machine) -> bool:
+    """Whether the machine's kube-apiserver answers /readyz with 200, its certificate checked against the CA."""
+    context = ssl.create_default_context(cafile=str(lab.ca))
+    # No proxy: the environment's would be asked for the lab's address.
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"https://{each.address}:6443/readyz", timeout=3) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
