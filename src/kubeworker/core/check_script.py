@@ -43,10 +43,10 @@ certificate() {{
   printf 'certificate\\t%s\\t%s\\n' "$1" "$(b64 "$c")"
 }}
 run() {{
-  id=$1; shift
-  ( timeout -k 1 {COMMAND_SECONDS} "$@" </dev/null >"$d/$id" 2>&1; echo $? >"$d/$id.status" ) &
+  n=$1; shift
+  ( timeout -k 1 {COMMAND_SECONDS} "$@" </dev/null >"$d/$n" 2>&1; echo $? >"$d/$n.status" ) &
 }}
-answer() {{ printf 'command\\t%s\\t%s\\t%s\\n' "$1" "$(cat "$d/$1.status")" "$(head -c 65536 "$d/$1" | base64 -w0)"; }}
+answer() {{ printf 'command\\t%s\\t%s\\t%s\\n' "$2" "$(cat "$d/$1.status")" "$(head -c 65536 "$d/$1" | base64 -w0)"; }}
 """
 
 
@@ -94,7 +94,7 @@ def script(checks: tuple[Check, ...]) -> str:
     """The sh text that gathers what the node-local ones among `checks` need."""
     calls: list[str] = []
     answers: list[str] = []
-    for check in checks:
+    for number, check in enumerate(checks):
         match check:
             case UnitActive(unit=unit):
                 calls.append(shlex.join(["unit", unit]))
@@ -104,8 +104,8 @@ def script(checks: tuple[Check, ...]) -> str:
                 calls.append(shlex.join(["certificate", path]))
             case NodeCommand(id=id_, command=command):
                 # First, so that they run while the rest is looked at.
-                calls.insert(0, shlex.join(["run", id_, *command]))
-                answers.append(shlex.join(["answer", id_]))
+                calls.insert(0, shlex.join(["run", str(number), *command]))
+                answers.append(shlex.join(["answer", str(number), id_]))
             case _:
                 pass
     sockets = "ss -Hltnp | while read -r line; do printf 'socket\\t%s\\n' \"$line\"; done"

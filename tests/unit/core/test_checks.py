@@ -232,13 +232,13 @@ def test_the_script_sees_files_certificates_and_commands_on_this_machine(tmp_pat
             Certificate(id="c", path=str(both), common_name="x"),
             Certificate(id="k", path=str(kubeconfig), common_name="x"),
             Certificate(id="n", path=str(tmp_path / "none"), common_name="x"),
-            NodeCommand(id="e", command=("sh", "-c", "echo 'a\tb'; echo err >&2; exit 3")),
+            NodeCommand(id="image.docker.io/e:1", command=("sh", "-c", "echo 'a\tb'; echo err >&2; exit 3")),
         )
     )
     seen = check_script.parse(subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout)
     assert seen.files[str(both)].startswith("640 ")
     assert seen.files[str(tmp_path / "none")] == ""
-    assert seen.commands["e"] == CommandSeen(status=3, output="a\tb\nerr\n")
+    assert seen.commands["image.docker.io/e:1"] == CommandSeen(status=3, output="a\tb\nerr\n")
     assert b"PRIVATE" not in seen.certificates[str(both)]
     assert x509.load_pem_x509_certificates(seen.certificates[str(both)])
     assert seen.certificates[str(kubeconfig)].strip() == ca.cert_pem.bytes().strip()
