@@ -5,6 +5,7 @@
     + SpecError              cluster.yaml: a field, with file and line
     + CredentialsError       CA, kubeconfig, certificates
     + ArtifactError          an artifact that is missing, altered or of the wrong kind
+      - ArtifactMissing      one source does not have it; another may
   * NodeError                one node; never stops the others
     + NodeUnreachable        no SSH connection: exit code 4
     + PreflightFailed        the node lacks something; nothing was changed
@@ -58,6 +59,10 @@ class ArtifactError(InputError):
     """An artifact can't be had, was altered, or is for another architecture."""
 
     exit_code = 1
+
+
+class ArtifactMissing(ArtifactError):
+    """This source can't give the artifact (404, no compiler, no recipe); the next one in order may."""
 
 
 class NodeError(KubeworkerError):

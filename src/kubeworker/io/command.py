@@ -1,0 +1,57 @@
+"""Runs programs on the control host. Hides asyncio's subprocesses: a cancelled call leaves no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a program ended."""
+
+    status: int
+    """Exit status; negative: the signal that killed it; 127: there is no such program."""
+    output: str
+    """Standard output and standard error together, in the order they were written."""
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines, for an error message."""
+        return "\n".join(self.output.rstrip().splitlines()[-lines:])
+
+
+async def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+) -> Finished:
+    """Run a program to its end, without standard input; TimeoutError when it takes longer than `timeout` seconds."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        return Finished(status=127, output=f"{command[0]}: not found")
+    except OSError as error:
+        return Finished(status=126, output=f"{command[0]}: {error.strerror}")
+    try:
+        async with asyncio.timeout(timeout):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            # The whole group: a compiler's children would go on.
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return Finished(status=process.returncode or 0, output=output.decode("utf-8", "replace"))
