@@ -1,0 +1,130 @@
+"""The command `kubeworker`: its commands, and the one place where errors become messages and exit codes.
+
+Commands are named here and imported when they run, so that `--help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from cyclopts import App, CycloptsError, UnknownCommandError
+
+from kubeworker.errors import InputError, KubeworkerError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+app = App(
+    name="kubeworker",
+    help="Turns plain Linux machines into Kubernetes worker nodes over SSH.",
+    help_epilogue="Exit codes: 0 done or nothing to do, 1 failed, 2 changes pending (plan), 3 wrong input, "
+    "4 some nodes unreachable. KUBEWORKER_DEBUG=1 shows where an error came from.",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
+COMMANDS = {
+    "init": ("init:init", "Write a commented cluster.yaml."),
+    "artifacts": ("artifacts:app", "Get, check and pack the binaries."),
+    "render": ("render:render", "Write every file of every node, offline."),
+    "plan": ("plan:plan", "Show what would change, and why."),
+    "apply": ("apply:apply", "Show the plan, ask, and do exactly that."),
+    "verify": ("verify:verify", "Prove on the live cluster that everything works."),
+    "status": ("status:status", "One line per node: versions, units, certificates."),
+    "csr": ("csr:app", "Serving certificates: list them, approve by the rules."),
+    "lab": ("lab:app", "A local lab of real machines with a real control plane."),
+}
+"""Command -> where it lies in this package, and its line in --help."""
+
+for order, (command, (where, summary)) in enumerate(COMMANDS.items()):
+    app.command(f"kubeworker.cli.{where}", name=command, help=summary, sort_key=order)
+app.register_install_completion_command()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _stop_signals():
+            code = _run(tokens)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _run(tokens: list[str]) -> int:
+    from kubeworker.cli.output import print_error
+
+    as_json = "--json" in tokens
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; what was not finished is finished by the next run\n")
+        return INTERRUPTED
+    except CycloptsError as error:
+        error.verbose = False
+        print_error(_usage_error(tokens, error), as_json=as_json)
+        return InputError.exit_code
+    except Exception as error:
+        _debug()
+        known = tuple(_known(error))
+        for each in known:
+            print_error(each, as_json=as_json)
+        return max(each.exit_code for each in known)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error(tokens: Sequence[str], error: CycloptsError) -> InputError:
+    command = next((token for token in tokens if not token.startswith("-")), "")
+    if isinstance(error, UnknownCommandError) and command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean kubeworker {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        return InputError(f"there is no command {command!r}", subject="kubeworker", hint=hint)
+    name = f"kubeworker {command}" if command in COMMANDS else "kubeworker"
+    return InputError(" ".join(str(error).split()), subject=name, hint=f"{name} --help shows what there is")
+
+
+def _known(error: BaseException) -> Iterator[KubeworkerError]:
+    """Our errors as they are, those of a group one by one; anything else is a fault of this program, and said so."""
+    match error:
+        case KubeworkerError():
+            yield error
+        case BaseExceptionGroup(exceptions=inner):
+            for each in inner:
+                yield from _known(each)
+        case _:
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            hint = "this is a fault in kubeworker; run it again with KUBEWORKER_DEBUG=1 and report what it prints"
+            yield KubeworkerError(f"unexpected {what}", hint=hint)
+
+
+def _debug() -> None:
+    if os.environ.get("KUBEWORKER_DEBUG"):
+        traceback.print_exc()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) end a command as Ctrl-C does: with its clean-up."""
+
+    def as_interrupt(_number: int, _frame: FrameType | None) -> None:
+        # asyncio turns SIGINT into a cancelled main task; an exception from here would tear the loop instead.
+        signal.raise_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, as_interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

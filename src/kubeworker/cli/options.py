@@ -1,0 +1,28 @@
+"""Options that several commands share, written once. Only cyclopts is imported here: `--help` stays fast."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from cyclopts import Parameter
+
+DEFAULT_FILE = Path("cluster.yaml")
+
+File: TypeAlias = Annotated[Path, Parameter(name=["--file", "-f"], negative="")]
+"""`-f FILE`: the cluster file; paths in it are relative to it."""
+
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="")]
+"""`--json`: one JSON document on standard output."""
+
+JsonEvents: TypeAlias = Annotated[bool, Parameter(name="--json-events", negative="")]
+"""`--json-events`: progress as JSON lines on standard error."""
+
+Yes: TypeAlias = Annotated[bool, Parameter(name=["--yes", "-y"], negative="")]
+"""`--yes`: don't ask."""
+
+Nodes: TypeAlias = Annotated[tuple[str, ...], Parameter(name=["--node", "-n"], negative="", consume_multiple=False)]
+"""`--node NAME`, repeatable: only these nodes."""
+
+Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
+"""A flag without a `--no-` twin."""

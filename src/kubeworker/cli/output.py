@@ -1,0 +1,73 @@
+"""Where output goes: documents and tables to standard output, progress, questions and errors to standard error.
+
+Colours only where a terminal shows them, and not where NO_COLOR (no-color.org) is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from kubeworker.errors import KubeworkerError
+
+WIDTH_WITHOUT_TERMINAL = 160
+"""Columns of a table that goes to a file or a pipe: wide enough that no cell is cut."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on one of the two streams; no markup, emoji or highlighting: texts are shown as they are."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def is_interactive() -> bool:
+    """Whether a person can answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+async def ask(question: str) -> bool:
+    """Yes or no from the terminal; end of input is no. Ctrl-C cancels the task as it does elsewhere."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    loop = asyncio.get_running_loop()
+    line: asyncio.Future[str] = loop.create_future()
+
+    # input() would keep the loop from noticing Ctrl-C until Enter; a terminal is readable once its line is complete.
+    def read() -> None:
+        if not line.done():
+            line.set_result(sys.stdin.readline())
+
+    loop.add_reader(sys.stdin, read)
+    try:
+        return (await line).strip().lower() in {"y", "yes"}
+    finally:
+        loop.remove_reader(sys.stdin)
+
+
+def print_document(document: Mapping[str, Any]) -> None:
+    """The machine-readable form: one JSON document on standard output."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def print_error(error: KubeworkerError, *, as_json: bool) -> None:
+    """`error: subject: message` and the way out on standard error; with `--json` also the document."""
+    if as_json:
+        print_document({"error": error.as_json()})
+    red, dim, end = ("\033[1;31m", "\033[2m", "\033[0m") if _colours() else ("", "", "")
+    what = f"{error.subject}: {error.message}" if error.subject else error.message
+    sys.stderr.write(f"{red}error:{end} {what}\n")
+    if error.hint:
+        sys.stderr.write(f"{dim}  hint: {error.hint}{end}\n")
+
+
+def _colours() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,155 @@
+"""The plan for people: what changes, why, the diffs, and which restarts it costs. Its source is the JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NotRequired, TypedDict
+
+from rich.console import Console
+from rich.text import Text
+
+from kubeworker.cli.report import STYLES
+
+
+class ActionDocument(TypedDict):
+    """One action in the machine-readable form."""
+
+    kind: str
+    subject: str
+    reason: str
+    diff: str
+
+
+class ErrorDocument(TypedDict):
+    """An error in the machine-readable form."""
+
+    type: str
+    subject: str
+    message: str
+    hint: str
+
+
+class NodeDocument(TypedDict):
+    """One node's part of a plan."""
+
+    name: str
+    status: str
+    actions: list[ActionDocument]
+    error: ErrorDocument | None
+    warnings: NotRequired[list[str]]
+
+
+class ClusterDocument(TypedDict):
+    """The Kubernetes objects' part of a plan."""
+
+    actions: list[ActionDocument]
+
+
+class PlanDocument(TypedDict):
+    """`plan --json`."""
+
+    changes: int
+    nodes: list[NodeDocument]
+    cluster: ClusterDocument
+    warnings: list[str]
+
+
+KINDS = {"restart": "yellow", "reload": "yellow", "remove": "red", "start": "green"}
+"""Colour of the kinds of action that an operator looks for first."""
+
+
+def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> None:
+    """Warnings, the cluster's objects, the nodes (those with the same plan together), and the summary line."""
+    for warning in plan["warnings"]:
+        screen.print(Text(f"warning: {warning}", style="yellow"))
+    if plan["cluster"]["actions"]:
+        screen.print(Text("cluster", style="bold"))
+        _print_actions(screen, plan["cluster"]["actions"], full=full)
+    for names, node in _alike(plan["nodes"]):
+        error = node["error"]
+        if error:
+            screen.print(Text.assemble((names, "bold"), ": ", (node["status"], STYLES["failed"]), f": {_first(error)}"))
+            if error["hint"]:
+                screen.print(Text(f"  hint: {error['hint']}", style="dim"))
+        elif node["actions"]:
+            screen.print(Text(names, style="bold"))
+            _print_actions(screen, node["actions"], full=full)
+    screen.print(Text(summary(plan), style="bold"))
+
+
+def summary(plan: PlanDocument) -> str:
+    """`Plan: 12 changes on 2 nodes, restarts: kubelet on k8s-01`."""
+    failed = [node["name"] for node in plan["nodes"] if node["status"] != "ok"]
+    unknown = f"; unknown: {', '.join(failed)}" if failed else ""
+    if not plan["changes"]:
+        seen = len(plan["nodes"]) - len(failed)
+        return f"No changes: {_count(seen, 'node')} as described{unknown}"
+    changed = [node for node in plan["nodes"] if node["actions"]]
+    where = [_count(len(changed), "node")] if changed else []
+    where += ["the cluster"] if plan["cluster"]["actions"] else []
+    return f"Plan: {_count(plan['changes'], 'change')} on {' and '.join(where)}, {_restarts(changed)}{unknown}"
+
+
+def _restarts(nodes: Sequence[NodeDocument]) -> str:
+    """`restarts: kubelet on k8s-01, k8s-02; containerd on k8s-01`, shortened for a fleet."""
+    by_unit: dict[str, list[str]] = {}
+    for node in nodes:
+        for action in node["actions"]:
+            if action["kind"] == "restart":
+                by_unit.setdefault(action["subject"].removesuffix(".service"), []).append(node["name"])
+    if not by_unit:
+        return "restarts nothing"
+    parts = (
+        f"{unit} on {', '.join(names) if len(names) <= 4 else _count(len(names), 'node')}"
+        for unit, names in by_unit.items()
+    )
+    return f"restarts: {'; '.join(parts)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _first(error: ErrorDocument) -> str:
+    return error["message"]
+
+
+def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
+    """Nodes with the same plan as one entry: a change to a fleet reads as one change."""
+    groups: list[tuple[list[str], NodeDocument]] = []
+    for node in nodes:
+        for names, first in groups:
+            same = first["actions"] == node["actions"] and first["status"] == node["status"]
+            if same and first["error"] == node["error"]:
+                names.append(node["name"])
+                break
+        else:
+            groups.append(([node["name"]], node))
+    for names, first in groups:
+        label = ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])} and {len(names) - 8} more"
+        yield label, first
+
+
+def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: bool) -> None:
+    wide = max(len(action["kind"]) for action in actions)
+    for action in actions:
+        style = KINDS.get(action["kind"], "cyan")
+        lines = action["diff"].splitlines()
+        note = f"  {lines[0]}" if len(lines) == 1 else ""
+        reason = f"  ({action['reason']})" if action["reason"] else ""
+        head = Text.assemble("  ", (action["kind"].ljust(wide), style), "  ", action["subject"], note, (reason, "dim"))
+        screen.print(head, soft_wrap=True)
+        if len(lines) > 1:
+            _print_diff(screen, lines, full=full)
+
+
+def _print_diff(screen: Console, lines: Sequence[str], *, full: bool) -> None:
+    body = [each for each in lines if not each.startswith(("---", "+++", "@@"))]
+    if not full and body and all(each.startswith("+") for each in body):
+        screen.print(Text(f"      new, {_count(len(body), 'line')} (--full shows them)", style="dim"))
+        return
+    for each in lines:
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(each[:1], "")
+        if each.startswith(("---", "+++")):
+            style = "bold"
+        screen.print(Text(f"      {each}", style=style), soft_wrap=True)
