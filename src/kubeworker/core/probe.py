@@ -1,0 +1,422 @@
+"""One shell script that reports everything a plan needs to know of a node; `observed.parse` reads the answer.
+
+POSIX sh with coreutils, findutils, awk, grep, iproute2 and systemd, as every Debian has them. It changes nothing but
+its own hash index, and that only once the tool has been at home on the node. Few processes: each costs a millisecond.
+
+The index (`<home>/index`) saves hashing big binaries again, as git's does: a line per file, sha256 TAB size TAB
+mtime TAB ctime TAB inode TAB path. An unchanged stat gives the recorded hash. A file that changed within the last
+tick of the clock before it was hashed may change again under the same time stamp ("racily clean" in git's words),
+so such an entry is never written and the file is hashed again by the next run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+
+from kubeworker.core.model import (
+    File,
+    NodeState,
+    RequireCommand,
+    RequireDisk,
+    RequireModule,
+    RequirePort,
+    RequireProxyMode,
+    RequireSysctl,
+    Stage,
+)
+from kubeworker.core.observed import HEADER
+
+HOME = "/var/lib/kubeworker"
+"""The tool's own folder on a node: root only, holds the hash index and the start records, no secrets."""
+
+KUBELET_CLIENT_CERT = "/etc/kubernetes/cert/kubelet-client-current.pem"
+"""kubelet's current client certificate and key (--cert-dir of the guide); only the certificate is reported."""
+
+KUBELET_KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
+"""The kubeconfig that kubelet writes after the bootstrap (--kubeconfig of the guide)."""
+
+CONTENT_LIMIT = 262144
+"""Bytes: a changed text file up to this size is sent for the plan's diff."""
+
+DROPIN_DIRS = ("/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
+"""Where systemd.unit(5) looks for UNIT.d/*.conf."""
+
+# Kernel features that show without /lib/modules: on a kernel with everything built in, or inside a container whose
+# host loaded them, these paths are the only sign.
+_EVIDENCE = {
+    "br_netfilter": "/proc/sys/net/bridge",
+    "ip_vs": "/proc/net/ip_vs",
+    "nf_conntrack": "/proc/sys/net/netfilter/nf_conntrack_max",
+    "ip_tables": "/proc/net/ip_tables_names",
+    "ip6_tables": "/proc/net/ip6_tables_names",
+}
+
+# The build option of modules whose names don't give it (CONFIG_<NAME> is tried for the others).
+_CONFIG = {
+    "br_netfilter": "CONFIG_BRIDGE_NETFILTER",
+    "overlay": "CONFIG_OVERLAY_FS",
+    "nf_conntrack": "CONFIG_NF_CONNTRACK",
+    "nf_tables": "CONFIG_NF_TABLES",
+    "ip_tables": "CONFIG_IP_NF_IPTABLES",
+    "ip_vs_rr": "CONFIG_IP_VS_RR",
+    "ip_set": "CONFIG_IP_SET",
+}
+
+PROXY_MODES = ("ipvs", "nftables", "iptables")
+
+
+def store_path(bin_dir: str, sha256: str) -> str:
+    """Where a blob lies in the node's store."""
+    return f"{bin_dir}/.store/sha256-{sha256}"
+
+
+def managed_paths(stage: Stage) -> tuple[str, ...]:
+    """Every path the stage has a say about, unit files included, in a stable order."""
+    paths = [thing.path for thing in (*stage.directories, *stage.binaries, *stage.files)]
+    paths += [thing.path for thing in (*stage.links, *stage.absent, *stage.deferred, *stage.units)]
+    return tuple(dict.fromkeys(paths))
+
+
+def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
+    """The probe for one desired state; `rehash` ignores the index. The set of paths must not depend on facts."""
+    paths = _paths(state)
+    units = sorted({unit.name for stage in state.stages for unit in stage.units})
+    requirements = [requirement for stage in state.stages for requirement in stage.requirements]
+    parts = [
+        _prologue(home),
+        _IDENTITY,
+        _sysctls(state, requirements),
+        _commands(requirements),
+        _modules(state, requirements),
+        _proxy_modes(requirements),
+        _ports(requirements),
+        _disks(requirements, state.bin_dir),
+        _images(state),
+        _units(units),
+        _files(state, paths, units, rehash=rehash),
+        _links(state),
+        _KUBELET,
+        "say end",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _paths(state: NodeState) -> tuple[str, ...]:
+    managed = [path for stage in state.stages for path in managed_paths(stage)]
+    blobs = [binary.blob for stage in state.stages for binary in stage.binaries]
+    blobs += [image.archive for stage in state.stages for image in stage.images]
+    paths = tuple(dict.fromkeys([*managed, *(store_path(state.bin_dir, blob.sha256) for blob in blobs)]))
+    for path in paths:
+        if "\n" in path or not path.startswith("/"):
+            raise ValueError(f"{path!r} is not a path that a node can be asked about")
+    return paths
+
+
+def _prologue(home: str) -> str:
+    return f"""set -u
+LC_ALL=C; PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export LC_ALL PATH
+umask 077
+home={shlex.quote(home)}
+tab=$(printf '\\t')
+nl='
+'
+say() {{ printf '%s\\n' "$1"; }}
+field() {{ printf '%s\\t%s\\n' "$1" "$2"; }}
+say '{HEADER}'
+kernel_config() {{ # sets $config once: the kernel's build options, where it tells them
+  [ -z "${{config:-}}" ] || return 0
+  if [ -r /proc/config.gz ]; then config=$(zcat /proc/config.gz)
+  elif [ -r "/boot/config-$kernel" ]; then config=$(cat "/boot/config-$kernel")
+  else config='#'; fi
+}}"""
+
+
+_IDENTITY = """now=$(date +%s.%N)
+field clock "$now"
+read -r hostname < /proc/sys/kernel/hostname
+field hostname "$hostname"
+machine_id=
+[ ! -r /etc/machine-id ] || read -r machine_id < /etc/machine-id || :
+field machine-id "$machine_id"
+field machine "$(uname -m)"
+read -r kernel < /proc/sys/kernel/osrelease
+field kernel "$kernel"
+if [ -f /sys/fs/cgroup/cgroup.controllers ]; then field cgroup 2; else field cgroup 1; fi
+container=
+[ ! -r /run/systemd/container ] || read -r container < /run/systemd/container || :
+field container "$container"
+while read -r device _; do
+  [ "$device" = Filename ] || field swap "$device"
+done < /proc/swaps
+[ ! -r /etc/fstab ] || while read -r device mountpoint kind _; do
+  case $device in '#'*) ;; *) [ "$kind" != swap ] || field fstab-swap "$device $mountpoint" ;; esac
+done < /etc/fstab
+[ ! -r /etc/resolv.conf ] || while read -r key value _; do
+  [ "$key" != nameserver ] || field nameserver "$value"
+done < /etc/resolv.conf
+[ ! -r /run/systemd/resolve/resolv.conf ] || say resolved-list"""
+
+
+def _sysctls(state: NodeState, requirements: Iterable[object]) -> str:
+    keys = {sysctl.key for stage in state.stages for sysctl in stage.sysctls}
+    keys |= {requirement.key for requirement in requirements if isinstance(requirement, RequireSysctl)}
+    return "\n".join(_sysctl(key) for key in sorted(keys))
+
+
+def _sysctl(key: str) -> str:
+    path = shlex.quote(sysctl_path(key))
+    return f'[ ! -r {path} ] || {{ read -r value < {path}; printf "sysctl\\t%s\\t%s\\n" {shlex.quote(key)} "$value"; }}'
+
+
+def sysctl_path(key: str) -> str:
+    """The file of a kernel setting; a key that holds a slash uses it as separator (sysctl.d(5))."""
+    return "/proc/sys/" + (key if "/" in key else key.replace(".", "/"))
+
+
+def _commands(requirements: Iterable[object]) -> str:
+    names = {requirement.name for requirement in requirements if isinstance(requirement, RequireCommand)}
+    return "\n".join(
+        f"! command -v {name} > /dev/null 2>&1 || field command {name}" for name in map(shlex.quote, sorted(names))
+    )
+
+
+def _modules(state: NodeState, requirements: Iterable[object]) -> str:
+    names = {module.name for stage in state.stages for module in stage.modules}
+    names |= {requirement.name for requirement in requirements if isinstance(requirement, RequireModule)}
+    if not names and not any(isinstance(requirement, RequireProxyMode) for requirement in requirements):
+        return ""
+    evidence = "\n".join(f"    {name}) evidence={path} ;;" for name, path in _EVIDENCE.items())
+    config = "\n".join(f"    {name}) option={option} ;;" for name, option in _CONFIG.items())
+    reports = "\n".join(
+        f'module {shlex.quote(name)}; printf "module\\t%s\\t%s\\n" {shlex.quote(name)} "$found"'
+        for name in sorted(names)
+    )
+    return f"""filesystems=$(cat /proc/filesystems)
+module() {{ # sets $found
+  name=$1 evidence=''
+  case $name in
+{evidence}
+  esac
+  if [ -d "/sys/module/$name" ]; then found=loaded; return; fi
+  if [ -n "$evidence" ] && [ -e "$evidence" ]; then found=builtin; return; fi
+  case $filesystems in *"$tab$name"*) found=builtin; return ;; esac
+  if [ "$name" = nf_tables ] && nft list tables > /dev/null 2>&1; then found=builtin; return; fi
+  case $name in
+{config}
+    *) option=CONFIG_$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]') ;;
+  esac
+  kernel_config
+  case "$nl$config$nl" in *"$nl$option=y$nl"*) found=builtin; return ;; esac
+  if grep -q "/$name\\.ko" "/lib/modules/$kernel/modules.builtin" 2> /dev/null; then found=builtin
+  elif modprobe --dry-run --quiet "$name" 2> /dev/null; then found=available
+  else found=missing; fi
+}}
+{reports}"""
+
+
+def _proxy_modes(requirements: Iterable[object]) -> str:
+    wanted = [requirement.mode for requirement in requirements if isinstance(requirement, RequireProxyMode)]
+    if not wanted:
+        return ""
+    first = shlex.quote(wanted[0])
+    return f"""proxy_mode() {{ # sets $answer: yes, or why the kernel can't do it
+  answer=yes
+  case $1 in
+    ipvs)
+      for name in ip_vs ip_vs_rr; do
+        module $name
+        [ "$found" != missing ] || {{ answer="the kernel has no module $name"; break; }}
+      done ;;
+    nftables)
+      # What kube-proxy's rules are made of, checked by the kernel without being applied.
+      if ! command -v nft > /dev/null; then answer='the command nft is missing (package nftables)'
+      elif ! nft --check --file - > /dev/null 2>&1 <<'KW'
+table ip kubeworker-probe {{
+  chain a {{ counter; }}
+  chain nat {{
+    type nat hook prerouting priority dstnat;
+    fib daddr type local numgen random mod 1 vmap {{ 0 : goto a }}
+  }}
+}}
+KW
+      then answer='the kernel refuses the nf_tables expressions it needs (fib, numgen, verdict maps)'; fi ;;
+    iptables)
+      if ! command -v iptables > /dev/null; then answer='the command iptables is missing (package iptables)'
+      elif ! iptables -w 5 -t nat -S OUTPUT > /dev/null 2>&1; then answer='iptables -t nat does not work'; fi ;;
+  esac
+}}
+proxy_mode {first}
+printf 'proxy-mode\\t%s\\t%s\\n' {first} "$answer"
+# What else it can do matters only where it can't do that.
+[ "$answer" = yes ] || for mode in {" ".join(mode for mode in PROXY_MODES if mode != wanted[0])}; do
+  proxy_mode $mode
+  printf 'proxy-mode\\t%s\\t%s\\n' "$mode" "$answer"
+done"""
+
+
+def _ports(requirements: Iterable[object]) -> str:
+    ports = sorted({requirement.port for requirement in requirements if isinstance(requirement, RequirePort)})
+    if not ports:
+        return ""
+    condition = " or ".join(f"sport = :{port}" for port in ports)
+    return f"""sockets=$(ss -Hltnp '( {condition} )')
+[ -z "$sockets" ] || printf '%s\\n' "$sockets" | while read -r socket; do
+  field socket "$socket"
+  case $socket in *pid=*) ;; *) continue ;; esac
+  pid=${{socket#*pid=}}; pid=${{pid%%,*}}
+  [ ! -r "/proc/$pid/cgroup" ] || while IFS=: read -r _ controller group; do
+    # systemd's own hierarchy on cgroup v1, the only one on v2.
+    case $controller in name=systemd) ;; '') [ "$group" != / ] || continue ;; *) continue ;; esac
+    printf 'pid\\t%s\\t%s\\n' "$pid" "$group"
+    break
+  done < "/proc/$pid/cgroup"
+done"""
+
+
+def _disks(requirements: Iterable[object], bin_dir: str) -> str:
+    paths = {requirement.path for requirement in requirements if isinstance(requirement, RequireDisk)}
+    # The output names the file system, not the argument, so the answers are matched by their order.
+    words = shlex.join(sorted({*paths, bin_dir}))
+    return f"""for path in {words}; do
+  place=$path
+  while [ ! -d "$place" ]; do place=${{place%/*}}; [ -n "$place" ] || place=/; done
+  set -- "$@" "$place"
+done
+df -B1 --output=avail,iavail -- "$@" | {{
+  read -r _
+  for path in {words}; do
+    read -r free inodes
+    printf 'disk\\t%s\\t%s\\t%s\\n' "$free" "$inodes" "$path"
+  done
+}}"""
+
+
+def _images(state: NodeState) -> str:
+    ctrs = {image.ctr for stage in state.stages for image in stage.images}
+    if not ctrs:
+        return ""
+    ctr = shlex.quote(min(ctrs))
+    return f"""if [ -x {ctr} ] && [ -S /run/containerd/containerd.sock ] &&
+  images=$(timeout 20 {ctr} -n k8s.io images ls -q 2> /dev/null); then
+  say images
+  [ -z "$images" ] || printf '%s\\n' "$images" | while read -r image; do field image "$image"; done
+fi"""
+
+
+def _units(units: list[str]) -> str:
+    if not units:
+        return ""
+    names = shlex.join(units)
+    properties = (
+        "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,NRestarts,FragmentPath"
+    )
+    return f"""say units
+systemctl show --property={properties} -- {names}
+say units-end
+for name in {names}; do
+  if [ -r "$home/started/$name" ] && read -r restart reload invocation < "$home/started/$name"; then
+    printf 'record\\t%s\\t%s\\t%s\\t%s\\n' "$name" "$restart" "$reload" "$invocation"
+  fi
+done"""
+
+
+def _files(state: NodeState, paths: tuple[str, ...], units: list[str], *, rehash: bool) -> str:
+    wanted = "\n".join(f"w\t{file.sha256}\t{file.path}" for file in _text_files(state))
+    patterns = " ".join(f"{directory}/{shlex.quote(unit)}.d/*.conf" for directory in DROPIN_DIRS for unit in units)
+    dropins = f"""for path in {patterns}; do
+  case $path in *"$nl"*) continue ;; esac
+  [ ! -f "$path" ] || set -- "$@" "$path"
+done
+"""
+    index = "" if rehash else "$home/index"
+    return f"""set -- {shlex.join(paths)}
+{dropins if units else ""}stats=$(stat --printf 's\\t%f\\t%U:%G\\t%s\\t%.9Y\\t%.9Z\\t%i\\t%n\\n' -- "$@" 2> /dev/null)
+wanted={shlex.quote(wanted)}
+hashes() {{ # hashes FRESH WRITE: FRESH are lines of just computed hashes; the new index goes to the file WRITE
+  printf '%s\\n%s\\n%s\\n' "$wanted" "$1" "$stats" |
+    awk -F '\\t' -v index_file="{index}" -v now="$now" -v write="$2" '{_AWK}'
+}}
+found=$(hashes '' '')
+case "$nl$found" in *"${{nl}}t$tab"*)
+  fresh=$(printf '%s\\n' "$found" | sed -n 's/^t\\t//p' |
+    xargs -d '\\n' -n 8 -P "$(nproc)" sha256sum -z -- 2> /dev/null |
+    tr '\\0' '\\n' | sed 's/^\\(.\\{{64\\}}\\)  /f\\t\\1\\t/')
+  if [ -d "$home" ]; then
+    found=$(hashes "$fresh" "$home/index.$$")
+    mv -f "$home/index.$$" "$home/index"
+  else
+    found=$(hashes "$fresh" '')
+  fi ;;
+esac
+[ -z "$stats" ] || printf '%s\\n' "$stats"
+printf '%s\\n' "$found" | while IFS= read -r line; do
+  case $line in
+    "hash$tab"*) printf '%s\\n' "$line" ;;
+    "differs$tab"*)
+      path=${{line#*"$tab"}}
+      printf 'content\\t%s\\t%s\\n' "$(base64 -w 0 < "$path")" "$path" ;;
+  esac
+done"""
+
+
+# Reads `w` (wanted hash of a text file), `f` (fresh hash) and `s` (stat) lines, in this order. Prints `hash` lines,
+# `t` lines for what must be hashed, and `differs` for text files whose content the plan will want to show.
+_AWK = (
+    """
+  BEGIN {
+    while (index_file != "" && (getline line < index_file) > 0) known[substr(line, 66)] = substr(line, 1, 64)
+    if (write != "") printf "" > write
+  }
+  $1 == "w" { wanted[substr($0, 68)] = $2 }
+  $1 == "f" { fresh[substr($0, 68)] = $2 }
+  $1 == "s" && length($2) == 4 && substr($2, 1, 1) == "8" {
+    key = substr($0, length($2) + length($3) + 5)
+    path = substr(key, length($4) + length($5) + length($6) + length($7) + 5)
+    if (path in fresh) sha = fresh[path]
+    else if (key in known) sha = known[key]
+    else { print "t\\t" path; next }
+    print "hash\\t" sha "\\t" path
+    if (write != "" && $5 + 0.1 < now + 0 && $6 + 0.1 < now + 0) print sha "\\t" key > write
+    if ((path in wanted) && wanted[path] != sha && $4 <= LIMIT) print "differs\\t" path
+  }
+"""
+).replace("LIMIT", str(CONTENT_LIMIT))
+
+
+def _text_files(state: NodeState) -> Iterator[File]:
+    """Files whose differing content may be shown: a secret's never leaves the node."""
+    for stage in state.stages:
+        yield from (file for file in stage.files if not file.secret)
+        yield from (unit.file for unit in stage.units)
+
+
+def _links(state: NodeState) -> str:
+    paths = [shlex.quote(link.path) for stage in state.stages for link in stage.links]
+    return "\n".join(
+        f"[ ! -L {path} ] || printf 'target\\t%s\\t%s\\n' \"$(readlink -n -- {path} | base64 -w 0)\" {path}"
+        for path in paths
+    )
+
+
+# The certificate file holds the private key too: only what stands between the certificate's own lines is read out.
+_KUBELET = f"""if [ -r {KUBELET_CLIENT_CERT} ]; then
+  body='' inside=''
+  while read -r line; do
+    case $line in
+      '-----BEGIN CERTIFICATE-----') inside=yes ;;
+      '-----END CERTIFICATE-----') break ;;
+      *) [ -z "$inside" ] || body=$body$line ;;
+    esac
+  done < {KUBELET_CLIENT_CERT}
+  field client-cert "$body"
+fi
+if [ -r {KUBELET_KUBECONFIG} ]; then
+  while read -r key value; do
+    case $key in
+      server: | certificate-authority: | certificate-authority-data:)
+        printf 'kubeconfig\\t%s\\t%s\\n' "${{key%:}}" "$value" ;;
+    esac
+  done < {KUBELET_KUBECONFIG}
+fi"""
