@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
-Document: TypeAlias = Mapping[str, Any]
+from kubeworker.core.kube_views import Document, PodStatus
+
 
 NAMESPACE = "default"
 """A namespace of its own would need the controller-manager, and seconds, to go away again."""
@@ -144,7 +145,7 @@ def default_image(preloaded: Iterable[str]) -> str:
 
 def is_stale(document: Document, now: datetime) -> bool:
     """Whether the object was left behind by a run that was killed."""
-    created = datetime.fromisoformat(document["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+    created = datetime.fromisoformat(document["metadata"]["creationTimestamp"])
     return now - created > STALE
 
 
