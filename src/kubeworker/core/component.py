@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from kubeworker.core.artifact import Artifact
-from kubeworker.core.model import Blob, Check, Requirement, Stage
-from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.core.model import Binary, Blob, Check, Requirement, Stage
+from kubeworker.core.spec import API_PROXY, ClusterFile, NodeSpec
 
 
 class ComponentConfig(BaseModel):
@@ -110,3 +110,17 @@ class Component(Generic[ConfigT]):
     """Components whose stage is carried out before this one's."""
     warnings: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
     """What a plan should warn of (a mode that a later version removes)."""
+
+
+def binary(artifact: Artifact, directory: str, blobs: Mapping[str, Blob]) -> Binary:
+    """The artifact, installed under its own name in `directory`."""
+    return Binary(path=f"{directory}/{artifact.name}", blob=blobs[artifact.name], version=artifact.version)
+
+
+def api_proxy_url(cluster: ClusterFile) -> str:
+    """The API's URL as nodes reach it (the guide's KUBE_APISERVER): the local kube-nginx.
+
+    Read from the file and not from the component, since no component may know another.
+    """
+    listen: str = cluster.components.get("kube_nginx", {}).get("listen", API_PROXY)
+    return f"https://{listen}"

@@ -1,0 +1,375 @@
+"""containerd with runc, and the tools an operator uses beside it: ctr, crictl, nerdctl."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from kubeworker.core.artifact import (
+    RUNC_LDFLAGS,
+    Artifact,
+    GoBuild,
+    Release,
+    crictl_ldflags,
+    runtime_ldflags,
+)
+from kubeworker.core.component import Component, ComponentConfig, Context, binary
+from kubeworker.core.formats import toml, unit, yaml
+from kubeworker.core.horizon import CNI_BIN_DIR, at_least
+from kubeworker.core.merge import merge
+from kubeworker.core.model import (
+    Absent,
+    Check,
+    ConfigCheck,
+    Directory,
+    File,
+    Gate,
+    Image,
+    NodeCommand,
+    Stage,
+    Unit,
+    UnitActive,
+)
+from kubeworker.core.spec import ClusterFile, LocalPath
+from kubeworker.errors import SpecError
+
+
+class Mirror(ComponentConfig):
+    """One mirror of a registry, with what hosts.toml can say of it (containerd docs/hosts.md)."""
+
+    url: str
+    """https://mirror.example, with the path if it serves under one."""
+    capabilities: tuple[str, ...] = ("pull", "resolve")
+    ca: str = ""
+    """CA file on the node; empty: the system's."""
+    skip_verify: bool = False
+    """Do not check the mirror's certificate."""
+    override_path: bool = False
+    """The URL's path already ends in the API root; containerd adds no /v2."""
+
+
+_Registry = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?(:[0-9]+)?$")]
+
+
+class Config(ComponentConfig):
+    """`components.containerd`: the container runtime."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Merged over the rendered config.toml: maps key by key, anything else replaces, null removes."""
+    mirrors: dict[_Registry, tuple[str | Mirror, ...]] | None = None
+    """Per registry, mirrors in the order they are tried, written to /etc/containerd/certs.d/REGISTRY/hosts.toml;
+    containerd reads these files at each pull, so a change restarts nothing. An empty list removes the registry's
+    file. Default: none; with `profile: guide` docker.io: [https://mirror.gcr.io]."""
+    sandbox_image: str = "registry.k8s.io/pause:3.10"
+    """The pod sandbox's image; a site without internet names its own, or preloads this one."""
+    preload_images: tuple[LocalPath, ...] = ()
+    """OCI archives on the control host, imported into the namespace k8s.io."""
+
+
+_SOCKET = "unix:///run/containerd/containerd.sock"
+_CONFIG = "/etc/containerd/config.toml"
+_CERTS_D = "/etc/containerd/certs.d"
+_UNIT = "containerd.service"
+_RUNTIME = "io.containerd.cri.v1.runtime"
+_IMAGES = "io.containerd.cri.v1.images"
+
+
+def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
+    versions = cluster.versions
+    return (
+        *(_containerd(name, versions.containerd, versions.nerdctl) for name in _CONTAINERD_COMMANDS),
+        _runc(versions.runc),
+        _nerdctl(versions.nerdctl, versions.containerd),
+        _crictl(versions.crictl),
+    )
+
+
+_CONTAINERD_COMMANDS = {
+    # name -> arguments that make it print its version
+    "containerd": ("--version",),
+    "containerd-shim-runc-v2": ("-v",),
+    "ctr": ("--version",),
+}
+
+
+def _containerd(name: str, version: str, nerdctl: str) -> Artifact:
+    url = f"https://github.com/containerd/containerd/releases/download/v{version}/containerd-{version}-linux-{{arch}}.tar.gz"
+    return Artifact(
+        name=name,
+        version=version,
+        releases=(Release(url=url, member=f"bin/{name}", checksum_url=f"{url}.sha256sum"),),
+        build=GoBuild(
+            module="runtime",
+            package=f"github.com/containerd/containerd/v2/cmd/{name}",
+            ldflags=runtime_ldflags(version, nerdctl),
+        ),
+        report=_CONTAINERD_COMMANDS[name],
+        # The official binaries of containerd and ctr are linked dynamically against glibc, built ones are static.
+        libraries=("libc", "libpthread", "libdl", "libresolv"),
+        dynamic=True,
+    )
+
+
+def _runc(version: str) -> Artifact:
+    base = f"https://github.com/opencontainers/runc/releases/download/v{version}"
+    return Artifact(
+        name="runc",
+        version=version,
+        releases=(Release(url=f"{base}/runc.{{arch}}", checksum_url=f"{base}/runc.sha256sum"),),
+        build=GoBuild(
+            module="runc", package="github.com/opencontainers/runc", ldflags=RUNC_LDFLAGS, tags="seccomp", cgo=True
+        ),
+    )
+
+
+def _nerdctl(version: str, containerd: str) -> Artifact:
+    base = f"https://github.com/containerd/nerdctl/releases/download/v{version}"
+    return Artifact(
+        name="nerdctl",
+        version=version,
+        releases=(
+            Release(
+                url=f"{base}/nerdctl-{version}-linux-{{arch}}.tar.gz",
+                member="nerdctl",
+                checksum_url=f"{base}/SHA256SUMS",
+            ),
+        ),
+        build=GoBuild(
+            module="runtime",
+            package="github.com/containerd/nerdctl/v2/cmd/nerdctl",
+            ldflags=runtime_ldflags(containerd, version),
+        ),
+    )
+
+
+def _crictl(version: str) -> Artifact:
+    url = f"https://github.com/kubernetes-sigs/cri-tools/releases/download/v{version}/crictl-v{version}-linux-{{arch}}.tar.gz"
+    return Artifact(
+        name="crictl",
+        version=version,
+        releases=(Release(url=url, member="crictl", checksum_url=f"{url}.sha256"),),
+        build=GoBuild(module="cri-tools", package="sigs.k8s.io/cri-tools/cmd/crictl", ldflags=crictl_ldflags(version)),
+    )
+
+
+def _stage(context: Context[Config]) -> Stage:
+    cluster, config = context.cluster, context.config
+    bin_dir = cluster.paths.bin_dir
+    binaries = tuple(binary(artifact, bin_dir, context.blobs) for artifact in _artifacts(cluster, config))
+    mirrors, unmirrored = _hosts_files(context)
+    return Stage(
+        component="containerd",
+        directories=_directories(context),
+        binaries=binaries,
+        files=(
+            File(path=_CONFIG, content=toml.dump(_config_file(context)).encode()),
+            File(path="/etc/crictl.yaml", content=yaml.dump(_CRICTL).encode()),
+            File(path="/etc/nerdctl/nerdctl.toml", content=_nerdctl_file(cluster).encode()),
+            *mirrors,
+        ),
+        absent=unmirrored,
+        config_checks=(
+            ConfigCheck(
+                name="containerd config dump",
+                command=(f"{{{bin_dir}/containerd}}", "--config", f"{{{_CONFIG}}}", "config", "dump"),
+                # containerd warns of a key that it does not know, and ignores it: a typo would go unseen.
+                reject=("Ignoring unknown key",),
+                inputs=(f"{bin_dir}/containerd", _CONFIG),
+                hint="components.containerd.config is merged over this file",
+            ),
+        ),
+        units=(
+            Unit(
+                name=_UNIT,
+                content=_unit_file(context),
+                # Not the shim or runc: each container start runs them anew, and running shims stay as they are.
+                restart_on=(f"{bin_dir}/containerd", _CONFIG),
+                gate=Gate(command=(f"{bin_dir}/ctr", "version"), timeout=60),
+            ),
+        ),
+        images=tuple(
+            Image(reference=reference, archive=archive.blob, ctr=f"{bin_dir}/ctr")
+            for archive in (context.archives[path] for path in config.preload_images)
+            for reference in archive.references
+        ),
+    )
+
+
+def _directories(context: Context[Config]) -> tuple[Directory, ...]:
+    paths = context.cluster.paths
+    state = _state(context.cluster)
+    return (
+        Directory(path=paths.bin_dir),
+        # 0711 as containerd itself makes them (cmd/containerd/server, CreateTopLevelDirectories).
+        Directory(path=f"{paths.containerd_dir}/root", mode=0o711),
+        *((Directory(path=state, mode=0o711),) if not state.startswith("/run/") else ()),
+        Directory(path="/etc/containerd"),
+        Directory(path=_CERTS_D),
+        Directory(path="/etc/nerdctl"),
+        *(Directory(path=f"{_CERTS_D}/{name}") for name, hosts in _mirrors(context).items() if hosts),
+    )
+
+
+def _state(cluster: ClusterFile) -> str:
+    """Where containerd keeps what must not outlive a boot (docs/ops.md): a tmpfs, unlike the guide's data disk."""
+    return f"{cluster.paths.containerd_dir}/state" if cluster.profile == "guide" else "/run/containerd"
+
+
+def _config_file(context: Context[Config]) -> dict[str, Any]:
+    cluster, config = context.cluster, context.config
+    images: dict[str, Any] = {"registry": {"config_path": _CERTS_D}}
+    if cluster.profile != "guide" or config.sandbox_image != Config.model_fields["sandbox_image"].default:
+        # v3's name for what was sandbox_image.
+        images = {"pinned_images": {"sandbox": config.sandbox_image}, **images}
+    runc = {
+        "runtime_type": "io.containerd.runc.v2",
+        # The driver must be the kubelet's cgroupDriver, systemd in both.
+        "options": {"BinaryName": f"{cluster.paths.bin_dir}/runc", "SystemdCgroup": True},
+    }
+    cni: dict[str, Any] = {"conf_dir": "/etc/cni/net.d"}
+    if at_least(cluster.versions.containerd, CNI_BIN_DIR.deprecated):
+        cni = {"bin_dirs": ["/opt/cni/bin"], **cni}
+    else:
+        cni = {"bin_dir": "/opt/cni/bin", **cni}
+    document = {
+        "version": 3,
+        "root": f"{cluster.paths.containerd_dir}/root",
+        "state": _state(cluster),
+        "oom_score": -999,
+        "grpc": {"max_recv_message_size": 16777216, "max_send_message_size": 16777216},
+        "debug": {"level": "info"},
+        "metrics": {"address": "", "grpc_histogram": False},
+        "plugins": {
+            _RUNTIME: {"containerd": {"default_runtime_name": "runc", "runtimes": {"runc": runc}}, "cni": cni},
+            _IMAGES: images,
+        },
+    }
+    return merge(document, config.config)
+
+
+_CRICTL = {"runtime-endpoint": _SOCKET, "image-endpoint": _SOCKET, "timeout": 10, "debug": False}
+
+
+def _nerdctl_file(cluster: ClusterFile) -> str:
+    """The guide leaves this file empty: nerdctl then looks into the namespace `default`, where no pod's image is."""
+    if cluster.profile == "guide":
+        return ""
+    return toml.dump({"namespace": "k8s.io", "hosts_dir": [_CERTS_D]})
+
+
+def _mirrors(context: Context[Config]) -> dict[str, tuple[str | Mirror, ...]]:
+    if context.config.mirrors is not None:
+        return context.config.mirrors
+    return {"docker.io": ("https://mirror.gcr.io",)} if context.cluster.profile == "guide" else {}
+
+
+def _hosts_files(context: Context[Config]) -> tuple[tuple[File, ...], tuple[Absent, ...]]:
+    files, absent = [], []
+    for registry, hosts in _mirrors(context).items():
+        path = f"{_CERTS_D}/{registry}/hosts.toml"
+        if not hosts:
+            absent.append(Absent(path=path, reason=f"{registry} has no mirrors in cluster.yaml"))
+            continue
+        document = {
+            "server": _server(registry, guide=context.cluster.profile == "guide"),
+            "host": {_url(host): _host(host) for host in hosts},
+        }
+        files.append(File(path=path, content=toml.dump(document).encode()))
+    return tuple(files), tuple(absent)
+
+
+def _server(registry: str, *, guide: bool) -> str:
+    """Where containerd goes when no mirror has the image. `server` is used as it stands, and docker.io's registry has
+    another name (core/remotes/docker: DefaultHost); the guide's https://docker.io is a web site.
+    """
+    if registry == "docker.io" and not guide:
+        return "https://registry-1.docker.io"
+    return f"https://{registry}"
+
+
+def _url(host: str | Mirror) -> str:
+    return host if isinstance(host, str) else host.url
+
+
+def _host(host: str | Mirror) -> dict[str, Any]:
+    mirror = Mirror(url=host) if isinstance(host, str) else host
+    entry: dict[str, Any] = {"capabilities": list(mirror.capabilities)}
+    if mirror.ca:
+        entry["ca"] = mirror.ca
+    if mirror.skip_verify:
+        entry["skip_verify"] = True
+    if mirror.override_path:
+        entry["override_path"] = True
+    return entry
+
+
+def _unit_file(context: Context[Config]) -> str:
+    return unit.dump(
+        {
+            "Unit": {
+                "Description": "containerd container runtime",
+                "Documentation": "https://containerd.io",
+                "After": "network.target local-fs.target dbus.service",
+            },
+            "Service": {
+                "ExecStartPre": unit.Command(arguments=("/sbin/modprobe", "overlay"), prefix="-"),
+                "ExecStart": unit.Command(
+                    arguments=(f"{context.cluster.paths.bin_dir}/containerd", "--config", _CONFIG)
+                ),
+                "Type": "notify",
+                "Delegate": "yes",
+                "KillMode": "process",
+                "Restart": "always",
+                "RestartSec": "5",
+                "LimitNPROC": "infinity",
+                "LimitCORE": "infinity",
+                "TasksMax": "infinity",
+                "OOMScoreAdjust": "-999",
+            },
+            "Install": {"WantedBy": "multi-user.target"},
+        }
+    )
+
+
+def _checks(context: Context[Config]) -> tuple[Check, ...]:
+    bin_dir, versions = context.cluster.paths.bin_dir, context.cluster.versions
+    images = tuple(
+        reference for path in context.config.preload_images for reference in context.archives[path].references
+    )
+    return (
+        UnitActive(id="containerd.unit", unit=_UNIT),
+        NodeCommand(id="containerd.ctr", command=(f"{bin_dir}/ctr", "version"), contains=versions.containerd),
+        NodeCommand(id="containerd.cri", command=(f"{bin_dir}/crictl", "version"), contains=versions.containerd),
+        NodeCommand(id="containerd.runc", command=(f"{bin_dir}/runc", "--version"), contains=versions.runc),
+        NodeCommand(id="containerd.nerdctl", command=(f"{bin_dir}/nerdctl", "images", "--quiet"), contains=""),
+        *(
+            NodeCommand(
+                id=f"containerd.image.{reference}",
+                command=(f"{bin_dir}/ctr", "--namespace", "k8s.io", "images", "list", "--quiet", f"name=={reference}"),
+                contains=reference,
+            )
+            for reference in images
+        ),
+    )
+
+
+def _validate(cluster: ClusterFile, _config: Config) -> None:
+    if not at_least(cluster.versions.containerd, "2.0.0"):
+        raise SpecError(
+            f"containerd {cluster.versions.containerd} does not read config version 3",
+            subject="versions.containerd",
+            hint="use 2.0.0 or later",
+        )
+
+
+COMPONENT = Component(
+    name="containerd",
+    config=Config,
+    stage=_stage,
+    artifacts=_artifacts,
+    archives=lambda _cluster, config: config.preload_images,
+    checks=_checks,
+    validate=_validate,
+    after=("host", "kube_nginx"),
+)

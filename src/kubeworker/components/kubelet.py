@@ -1,0 +1,467 @@
+"""kubelet: joins the node by TLS bootstrap and runs its pods."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kubeworker.core import kubeconfig
+from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core.component import Component, ComponentConfig, Context, api_proxy_url, binary
+from kubeworker.core.formats import unit, yaml
+from kubeworker.core.merge import merge
+from kubeworker.core.model import (
+    Absent,
+    Check,
+    ClusterCheck,
+    ConfigCheck,
+    Deferred,
+    Directory,
+    File,
+    FileMode,
+    Gate,
+    Http,
+    KubeconfigTarget,
+    Listening,
+    PortClosed,
+    RequirePort,
+    Stage,
+    Unit,
+    UnitActive,
+)
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import SpecError
+
+
+class Config(ComponentConfig):
+    """`components.kubelet`: the node agent."""
+
+    max_pods: int = Field(default=220, gt=0)
+    """Upper bound per node; the node's pod CIDR must hold it (a /24, kube-controller-manager's default, has 254
+    addresses)."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Merged over the rendered KubeletConfiguration: maps key by key, anything else replaces, null removes. An unknown
+    key fails the config check before anything is swapped in."""
+    client_csr: Literal["guarded", "auto"] | None = None
+    """guarded: the tool approves a bootstrap CSR only for the node that its token was made for. auto: the guide's
+    binding lets kube-controller-manager approve every bootstrap token's CSR, for any node name. Default: guarded;
+    with `profile: guide` auto."""
+    token_minutes: int | None = Field(default=None, gt=0)
+    """Lifetime of a bootstrap token, deleted when the node has joined. Default: 15; with `profile: guide` 1440."""
+
+    def client_csr_for(self, cluster: ClusterFile) -> Literal["guarded", "auto"]:
+        """`client_csr` or the profile's default."""
+        return self.client_csr or ("auto" if cluster.profile == "guide" else "guarded")
+
+    def token_minutes_for(self, cluster: ClusterFile) -> int:
+        """`token_minutes` or the profile's default."""
+        return self.token_minutes or (1440 if cluster.profile == "guide" else 15)
+
+
+CA = "/etc/kubernetes/cert/ca.pem"
+CERT_DIR = "/etc/kubernetes/cert"
+BOOTSTRAP = "/etc/kubernetes/kubelet-bootstrap.kubeconfig"
+KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
+_CONFIG = "/etc/kubernetes/kubelet-config.yaml"
+_UNIT = "kubelet.service"
+_SOCKET = "unix:///run/containerd/containerd.sock"
+_JOIN_SECONDS = 120
+"""healthz answers only once the client certificate is there: token, CSR, approval and signing are part of the wait."""
+
+
+def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
+    version = cluster.versions.kubernetes
+    url = f"https://dl.k8s.io/release/v{version}/bin/linux/{{arch}}/kubelet"
+    return (
+        Artifact(
+            name="kubelet",
+            version=version,
+            releases=(Release(url=url, checksum_url=f"{url}.sha256"),),
+            build=GoBuild(module="k8s", package="k8s.io/kubernetes/cmd/kubelet", ldflags=kubernetes_ldflags(version)),
+            # The official kubelet is not among Kubernetes' static binaries (hack/lib/golang.sh).
+            libraries=("libc", "libpthread", "libdl", "libresolv"),
+            dynamic=True,
+        ),
+    )
+
+
+def _stage(context: Context[Config]) -> Stage:
+    cluster, paths = context.cluster, context.cluster.paths
+    (artifact,) = _artifacts(cluster, context.config)
+    program = binary(artifact, paths.bin_dir, context.blobs)
+    document = _config_file(context)
+    bootstrap = _bootstrap(context)
+    return Stage(
+        component="kubelet",
+        requirements=(
+            RequirePort(port=int(document.get("port", 10250)), unit=_UNIT),
+            RequirePort(port=int(document.get("healthzPort", 10248)), unit=_UNIT),
+        ),
+        directories=_directories(context),
+        binaries=(program,),
+        files=(
+            File(path=CA, content=context.credentials.ca_cert),
+            File(path=_CONFIG, content=yaml.dump(document).encode()),
+            *((bootstrap,) if isinstance(bootstrap, File) else ()),
+        ),
+        absent=(bootstrap,) if isinstance(bootstrap, Absent) else (),
+        deferred=(bootstrap,) if isinstance(bootstrap, Deferred) else (),
+        config_checks=(_config_check(program.path),),
+        units=(
+            Unit(
+                name=_UNIT,
+                content=_unit_file(context),
+                # Never what kubelet writes itself: rotated certificates and kubelet.kubeconfig.
+                restart_on=(program.path, _CONFIG, CA),
+                requires=("containerd.service",),
+                gate=Gate(http=(_healthz(document),), timeout=_JOIN_SECONDS),
+            ),
+        ),
+        kubeconfigs=(
+            KubeconfigTarget(
+                path=KUBECONFIG, server=api_proxy_url(cluster), ca=context.credentials.ca_cert, unit=_UNIT
+            ),
+        ),
+    )
+
+
+def _directories(context: Context[Config]) -> tuple[Directory, ...]:
+    root = f"{context.cluster.paths.k8s_dir}/kubelet"
+    guides = (Directory(path=f"{root}/kubelet-plugins/volume/exec"),) if context.cluster.profile == "guide" else ()
+    return (
+        Directory(path=context.cluster.paths.bin_dir),
+        Directory(path="/etc/kubernetes"),
+        Directory(path=CERT_DIR),
+        # kubelet makes its root 0750 where there is none (kubelet.go, setupDataDirs).
+        Directory(path=root, mode=0o750),
+        *guides,
+    )
+
+
+def _bootstrap(context: Context[Config]) -> File | Absent | Deferred:
+    if context.facts.joined:
+        return Absent(path=BOOTSTRAP, reason="the node has joined; its bootstrap token is of no more use")
+    if not context.credentials.bootstrap_token:
+        return Deferred(path=BOOTSTRAP, reason="a bootstrap token is made when the node is about to join")
+    content = kubeconfig.with_token(
+        server=api_proxy_url(context.cluster),
+        ca=context.credentials.ca_cert,
+        user="kubelet-bootstrap",
+        token=context.credentials.bootstrap_token,
+    )
+    return File(path=BOOTSTRAP, content=content, mode=0o600, secret=True)
+
+
+def _config_check(program: str) -> ConfigCheck:
+    return ConfigCheck(
+        name="kubelet --config",
+        command=(
+            f"{{{program}}}",
+            f"--config={{{_CONFIG}}}",
+            # The file names the CA's final path, where nothing may lie yet; the flag overrides it for the check.
+            f"--client-ca-file={{{CA}}}",
+            "--cert-dir={tmp}",
+            "--root-dir={tmp}",
+            # Ends kubelet after the whole configuration was read and validated and before anything is started.
+            "--exit-on-lock-contention",
+        ),
+        expect="no lock file specified",
+        # kubelet says so of an unknown field, drops it and goes on: a typo would go unseen.
+        reject=("lenient decoding",),
+        inputs=(program, _CONFIG, CA),
+        hint="components.kubelet.config is merged over this file",
+    )
+
+
+def _config_file(context: Context[Config]) -> dict[str, Any]:
+    document = _guide_config(context) if context.cluster.profile == "guide" else _default_config(context)
+    if context.node.taints:
+        document["registerWithTaints"] = [_taint(text) for text in context.node.taints]
+    return merge(document, context.config.config)
+
+
+def _default_config(context: Context[Config]) -> dict[str, Any]:
+    """The guide's configuration without its stale values (docs/guide-differences.md has each one's reason)."""
+    return {
+        **_head(context),
+        "port": 10250,
+        "readOnlyPort": 0,
+        "rotateCertificates": True,
+        "serverTLSBootstrap": True,
+        **_AUTHENTICATION,
+        "healthzPort": 10248,
+        "healthzBindAddress": "127.0.0.1",
+        **_dns(context),
+        "containerRuntimeEndpoint": _SOCKET,
+        "nodeStatusUpdateFrequency": "10s",
+        "nodeStatusReportFrequency": "1m",
+        **_IMAGE_GC,
+        "cgroupDriver": "systemd",
+        "runtimeRequestTimeout": "10m",
+        "maxPods": context.config.max_pods,
+        "podPidsLimit": 4096,
+        "resolvConf": context.facts.resolv_conf,
+        "maxOpenFiles": 1000000,
+        "serializeImagePulls": False,
+        "maxParallelImagePulls": 5,
+        "evictionHard": _EVICTION,
+        "failSwapOn": True,
+        **_LOGS,
+        "systemReserved": {"cpu": "100m", "memory": "256Mi"},
+        "kubeReserved": {"cpu": "100m", "memory": "256Mi"},
+        "enforceNodeAllocatable": ["pods"],
+    }
+
+
+def _guide_config(context: Context[Config]) -> dict[str, Any]:
+    """The guide's file, value by value and in its order."""
+    return {
+        **_head(context),
+        "staticPodPath": "",
+        "syncFrequency": "1m",
+        "fileCheckFrequency": "20s",
+        "httpCheckFrequency": "20s",
+        "staticPodURL": "",
+        "port": 10250,
+        "readOnlyPort": 0,
+        "rotateCertificates": True,
+        "serverTLSBootstrap": True,
+        **_AUTHENTICATION,
+        "registryPullQPS": 0,
+        "registryBurst": 20,
+        "eventRecordQPS": 0,
+        "eventBurst": 20,
+        "enableDebuggingHandlers": True,
+        "enableContentionProfiling": True,
+        "healthzPort": 10248,
+        "healthzBindAddress": context.node.address,
+        **_dns(context),
+        "nodeStatusUpdateFrequency": "10s",
+        "nodeStatusReportFrequency": "1m",
+        **_IMAGE_GC,
+        "volumeStatsAggPeriod": "1m",
+        "kubeletCgroups": "",
+        "systemCgroups": "",
+        "cgroupRoot": "",
+        "cgroupsPerQOS": True,
+        "cgroupDriver": "systemd",
+        "runtimeRequestTimeout": "10m",
+        "hairpinMode": "promiscuous-bridge",
+        "maxPods": context.config.max_pods,
+        "podCIDR": context.cluster.cluster.cluster_cidr,
+        "podPidsLimit": -1,
+        "resolvConf": "/etc/resolv.conf",
+        "maxOpenFiles": 1000000,
+        "kubeAPIQPS": 1000,
+        "kubeAPIBurst": 2000,
+        "serializeImagePulls": False,
+        "evictionHard": _EVICTION,
+        "evictionSoft": {},
+        "enableControllerAttachDetach": True,
+        "failSwapOn": True,
+        **_LOGS,
+        "systemReserved": {},
+        "kubeReserved": {},
+        "systemReservedCgroup": "",
+        "kubeReservedCgroup": "",
+        "enforceNodeAllocatable": ["pods"],
+    }
+
+
+def _head(context: Context[Config]) -> dict[str, Any]:
+    return {
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "address": context.node.address,
+    }
+
+
+def _dns(context: Context[Config]) -> dict[str, Any]:
+    cluster = context.cluster.cluster
+    return {"clusterDomain": cluster.dns_domain, "clusterDNS": [cluster.dns_service_ip]}
+
+
+_AUTHENTICATION: dict[str, Any] = {
+    "authentication": {
+        "anonymous": {"enabled": False},
+        "webhook": {"enabled": True},
+        "x509": {"clientCAFile": CA},
+    },
+    "authorization": {"mode": "Webhook"},
+}
+_IMAGE_GC = {"imageMinimumGCAge": "2m", "imageGCHighThresholdPercent": 85, "imageGCLowThresholdPercent": 80}
+_EVICTION = {
+    "memory.available": "100Mi",
+    "nodefs.available": "10%",
+    "nodefs.inodesFree": "5%",
+    "imagefs.available": "15%",
+}
+_LOGS = {"containerLogMaxSize": "20Mi", "containerLogMaxFiles": 10}
+
+
+def _taint(text: str) -> dict[str, str]:
+    left, _, effect = text.rpartition(":")
+    key, equals, value = left.partition("=")
+    return {"key": key, **({"value": value} if equals else {}), "effect": effect}
+
+
+def _healthz(document: dict[str, Any]) -> str:
+    host = document.get("healthzBindAddress", "127.0.0.1")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://{_host(host)}:{document.get('healthzPort', 10248)}/healthz"
+
+
+def _host(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _unit_file(context: Context[Config]) -> str:
+    cluster, node, guide = context.cluster, context.node, context.cluster.profile == "guide"
+    root = f"{cluster.paths.k8s_dir}/kubelet"
+    labels = ",".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
+    command = (
+        f"{cluster.paths.bin_dir}/kubelet",
+        f"--bootstrap-kubeconfig={BOOTSTRAP}",
+        f"--cert-dir={CERT_DIR}",
+        f"--kubeconfig={KUBECONFIG}",
+        f"--config={_CONFIG}",
+        f"--hostname-override={node.name}",
+        f"--node-ip={node.address}",
+        *((f"--node-labels={labels}",) if labels else ()),
+        # The flag is deprecated in favour of the configuration's containerRuntimeEndpoint.
+        *(("--container-runtime-endpoint=unix:///var/run/containerd/containerd.sock",) if guide else ()),
+        f"--root-dir={root}",
+        "--v=2",
+    )
+    service: dict[str, unit.Value] = {
+        "WorkingDirectory": root,
+        **({} if guide else {"Environment": _PING}),
+        "ExecStart": unit.Command(arguments=command),
+        "Restart": "always",
+        "RestartSec": "5",
+        # Since systemd 230 the setting stands in [Unit], under another name; the old place is still read.
+        **({"StartLimitInterval": "0"} if guide else {}),
+    }
+    return unit.dump(
+        {"Unit": _unit_head(guide=guide), "Service": service, "Install": {"WantedBy": "multi-user.target"}}
+    )
+
+
+def _unit_head(*, guide: bool) -> dict[str, unit.Value]:
+    if guide:
+        return {
+            "Description": "Kubernetes Kubelet",
+            "Documentation": "https://github.com/GoogleCloudPlatform/kubernetes",
+            "After": "containerd.service",
+            "Requires": "containerd.service",
+        }
+    return {
+        "Description": "Kubernetes Kubelet",
+        "Documentation": "https://kubernetes.io/docs/reference/command-line-tools-reference/kubelet/",
+        "After": "containerd.service kube-nginx.service",
+        "Requires": "containerd.service",
+        "StartLimitIntervalSec": "0",
+    }
+
+
+_PING = "HTTP2_READ_IDLE_TIMEOUT_SECONDS=10 HTTP2_PING_TIMEOUT_SECONDS=5"
+"""client-go drops a connection to a vanished API server after 15 s instead of 45 s (apimachinery, util/net/http.go),
+well before the node counts as lost (node-monitor-grace-period)."""
+
+
+def _checks(context: Context[Config]) -> tuple[Check, ...]:
+    document = _config_file(context)
+    api = f"https://{_host(context.node.address)}:{document.get('port', 10250)}"
+    return (
+        UnitActive(id="kubelet.unit", unit=_UNIT),
+        Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(context.node.address,)),
+        PortClosed(id="kubelet.read_only_port", port=10255),
+        Http(id="kubelet.healthz", url=_healthz(document), contains="ok"),
+        Http(id="kubelet.anonymous", url=f"{api}/metrics", status=401),
+        Http(id="kubelet.client_certificate", url=f"{api}/metrics", caller="admin", contains="kubelet_"),
+        Http(id="kubelet.token", url=f"{api}/metrics", caller="token", contains="kubelet_"),
+        Http(id="kubelet.token_forbidden", url=f"{api}/metrics", caller="token-without-rights", status=403),
+        Http(id="kubelet.cadvisor", url=f"{api}/metrics/cadvisor", caller="admin", contains="cadvisor_version_info"),
+        FileMode(id="kubelet.ca_mode", path=CA, mode=0o644),
+        FileMode(id="kubelet.kubeconfig_mode", path=KUBECONFIG, mode=0o600),
+        FileMode(id="kubelet.cert_mode", path=f"{CERT_DIR}/kubelet-client-current.pem", mode=0o600),
+        FileMode(id="kubelet.serving_cert_mode", path=f"{CERT_DIR}/kubelet-server-current.pem", mode=0o600),
+        *(
+            ClusterCheck(id=check_id)
+            for check_id in (
+                "node.registered",
+                "node.version",
+                "node.ready",
+                "node.csr",
+                "pod.run",
+                "pod.logs",
+                "pod.exec",
+            )
+        ),
+    )
+
+
+# Labels that a kubelet may set on its own Node (kubelet/pkg/apis/well_known_labels.go of 1.33.3).
+_OWN_LABELS = {
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "beta.kubernetes.io/instance-type",
+    "node.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+}
+_OWN_NAMESPACES = ("kubelet.kubernetes.io", "node.kubernetes.io")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+
+
+def _validate(cluster: ClusterFile, _config: Config) -> None:
+    for index, node in enumerate(cluster.nodes):
+        for key, value in node.labels.items():
+            subject = f"nodes.{index}.labels.{key}"
+            prefix, slash, name = key.rpartition("/")
+            if not _LABEL_NAME.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
+                raise SpecError(f"{key!r} is not a label key", subject=subject)
+            if value and not _LABEL_NAME.fullmatch(value):
+                raise SpecError(f"{value!r} is not a label value", subject=subject)
+            if _reserved(prefix) and not (key in _OWN_LABELS or _under(prefix, _OWN_NAMESPACES)):
+                raise SpecError(
+                    f"a kubelet may not set {key} on its own node",
+                    subject=subject,
+                    hint=f"use a prefix of your own, {' or '.join(_OWN_NAMESPACES)}, "
+                    f"or: kubectl label node {node.name} {key}={value}",
+                )
+
+
+def _reserved(prefix: str) -> bool:
+    return _under(prefix, ("kubernetes.io", "k8s.io"))
+
+
+def _under(prefix: str, domains: tuple[str, ...]) -> bool:
+    return any(prefix == domain or prefix.endswith(f".{domain}") for domain in domains)
+
+
+def _warnings(_cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    if config.max_pods <= 253:
+        return ()
+    limit = "a node's /24 holds 253 (kube-controller-manager --node-cidr-mask-size default)"
+    return (f"components.kubelet.max_pods: {config.max_pods}, but {limit}",)
+
+
+COMPONENT = Component(
+    name="kubelet",
+    config=Config,
+    stage=_stage,
+    artifacts=_artifacts,
+    checks=_checks,
+    validate=_validate,
+    warnings=_warnings,
+    after=("host", "kube_nginx", "containerd"),
+)

@@ -1,0 +1,224 @@
+"""The desired state of a node: every component's stage, computed from cluster.yaml and what is known of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from kubeworker.core.artifact import Artifact
+from kubeworker.core.component import Archive, Component, Context, Credentials, Facts
+from kubeworker.core.model import (
+    Blob,
+    Check,
+    NodeState,
+    RequireCommand,
+    Requirement,
+    RequireSwapOff,
+    RequireSysctl,
+    Stage,
+)
+from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.errors import SpecError
+
+Registry = Sequence[Component[Any]]
+"""`kubeworker.components.discover()`: components in the order in which their stages are carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What one node's desired state is computed from, beside what is seen of the live cluster."""
+
+    cluster: ClusterFile
+    registry: Registry
+    blobs: Mapping[str, Blob]
+    archives: Mapping[str, Archive]
+    credentials: Credentials
+    """This node's: the bootstrap token is its own."""
+
+    def state(self, node: NodeSpec, facts: Facts) -> NodeState:
+        """The node's desired state under these facts."""
+        return desired(
+            self.cluster,
+            node,
+            registry=self.registry,
+            blobs=self.blobs,
+            archives=self.archives,
+            credentials=self.credentials,
+            facts=facts,
+        )
+
+
+def validate_components(cluster: ClusterFile, registry: Registry) -> None:
+    """SpecError for an unknown component, an unknown or wrong field, or what a component can't be set up for."""
+    known = {component.name for component in registry}
+    for name in cluster.components:
+        if name not in known:
+            raise SpecError(
+                f"there is no component {name!r}",
+                subject=f"components.{name}",
+                hint=f"the components are {', '.join(sorted(known))}",
+            )
+    for component in registry:
+        config = _config(component, cluster)
+        if component.enabled(cluster):
+            component.validate(cluster, config)
+
+
+def desired(
+    cluster: ClusterFile,
+    node: NodeSpec,
+    *,
+    registry: Registry,
+    blobs: Mapping[str, Blob],
+    archives: Mapping[str, Archive],
+    credentials: Credentials,
+    facts: Facts,
+) -> NodeState:
+    """All stages of one node, in order. The set of paths named does not depend on `facts`.
+
+    Raises SpecError when two components claim one path.
+    """
+    stages: dict[str, Stage] = {}
+    enabled = [component for component in registry if component.enabled(cluster)]
+    for component in sorted(enabled, key=lambda component: component.gathers):
+        context: Context[Any] = Context(
+            cluster=cluster,
+            node=node,
+            config=_config(component, cluster),
+            blobs=blobs,
+            archives=archives,
+            credentials=credentials,
+            facts=facts,
+            needs=tuple(need for stage in stages.values() for need in stage.requirements) if component.gathers else (),
+        )
+        stages[component.name] = component.stage(context)
+    ordered = tuple(stages[component.name] for component in enabled)
+    _one_owner(ordered)
+    return NodeState(node=node.name, bin_dir=cluster.paths.bin_dir, stages=_without_fulfilled(ordered))
+
+
+def artifacts(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
+    """Every binary that the cluster's nodes need."""
+    return tuple(
+        artifact
+        for component in registry
+        if component.enabled(cluster)
+        for artifact in component.artifacts(cluster, _config(component, cluster))
+    )
+
+
+def archives(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
+    """Paths, on the control host, of the image archives that nodes must have imported."""
+    return tuple(
+        path
+        for component in registry
+        if component.enabled(cluster)
+        for path in component.archives(cluster, _config(component, cluster))
+    )
+
+
+def checks(
+    cluster: ClusterFile,
+    node: NodeSpec,
+    *,
+    registry: Registry,
+    archives: Mapping[str, Archive],
+    credentials: Credentials,
+    facts: Facts,
+) -> tuple[Check, ...]:
+    """Everything that `verify` proves of this node."""
+    return tuple(
+        check
+        for component in registry
+        if component.enabled(cluster)
+        for check in component.checks(
+            Context(
+                cluster=cluster,
+                node=node,
+                config=_config(component, cluster),
+                blobs={},
+                archives=archives,
+                credentials=credentials,
+                facts=facts,
+            )
+        )
+    )
+
+
+def warnings(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
+    """What a plan should warn of, whatever the nodes look like."""
+    return tuple(
+        text
+        for component in registry
+        if component.enabled(cluster)
+        for text in component.warnings(cluster, _config(component, cluster))
+    )
+
+
+def paths(state: NodeState) -> tuple[str, ...]:
+    """Every managed path of the node but directories: what the probe looks at."""
+    return tuple(path for stage in state.stages for path in _paths(stage))
+
+
+def _config(component: Component[Any], cluster: ClusterFile) -> Any:
+    given = cluster.components.get(component.name, {})
+    try:
+        return component.config.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in ("components", component.name, *first["loc"]))
+        if first["type"] == "extra_forbidden":
+            fields = ", ".join(component.config.model_fields)
+            raise SpecError("there is no such field", subject=where, hint=f"{component.name} has: {fields}") from error
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SpecError(message, subject=where) from error
+
+
+def _one_owner(stages: Sequence[Stage]) -> None:
+    owners: dict[str, str] = {}
+    for stage in stages:
+        for path in _paths(stage):
+            if path in owners:
+                raise SpecError(
+                    f"{path} is claimed by {owners[path]} and by {stage.component}",
+                    subject="paths",
+                    hint="give bin_dir, k8s_dir and containerd_dir places of their own",
+                )
+            owners[path] = stage.component
+    modes: dict[str, int] = {}
+    for stage in stages:
+        for directory in stage.directories:
+            if modes.setdefault(directory.path, directory.mode) != directory.mode or directory.path in owners:
+                raise SpecError(f"{directory.path} is asked for twice, and differently", subject="paths")
+
+
+def _paths(stage: Stage) -> Iterator[str]:
+    for things in (stage.binaries, stage.files, stage.links, stage.absent, stage.deferred, stage.units):
+        for thing in things:
+            yield thing.path
+
+
+def _without_fulfilled(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Requirements that the state itself brings about are no reason to refuse the node.
+
+    RequireModule stays: that a module can be loaded at all is still to be found out.
+    """
+    sysctls = {sysctl.key for stage in stages for sysctl in stage.sysctls}
+    packages = {package for stage in stages for package in stage.packages}
+    swap_off = any(stage.swap_off for stage in stages)
+
+    def open_(need: Requirement) -> bool:
+        match need:
+            case RequireSysctl(key=key):
+                return key not in sysctls
+            case RequireCommand(package=package):
+                return package not in packages
+            case RequireSwapOff():
+                return not swap_off
+            case _:
+                return True
+
+    return tuple(replace(stage, requirements=tuple(filter(open_, stage.requirements))) for stage in stages)

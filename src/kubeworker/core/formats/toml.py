@@ -1,0 +1,13 @@
+"""TOML documents (containerd, nerdctl, hosts.toml), keys in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """The document as text; tomllib reads the same document back."""
+    return tomli_w.dumps(document)

@@ -1,0 +1,57 @@
+"""systemd unit files (systemd.syntax(7), systemd.service(5)): data -> text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line: each argument reaches the process as it stands here, whatever characters it holds."""
+
+    arguments: tuple[str, ...]
+    prefix: str = ""
+    """`-`: a failure is ignored (systemd.service(5), "special executable prefixes")."""
+
+
+Value: TypeAlias = str | Command
+Section: TypeAlias = Mapping[str, Value | Sequence[Value]]
+"""A key with several values is written once for each, in their order."""
+
+
+def dump(sections: Mapping[str, Section]) -> str:
+    """The unit file's text. Plain strings are written as they are: a caller who means a literal % writes %%."""
+    return "\n".join(_section(name, section) for name, section in sections.items())
+
+
+def _section(name: str, section: Section) -> str:
+    lines = [f"[{name}]"]
+    for key, values in section.items():
+        many = (values,) if isinstance(values, str | Command) else values
+        lines += [f"{key}={_value(value)}" for value in many]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Value) -> str:
+    match value:
+        case Command(arguments=(), prefix=_):
+            raise ValueError("a command without a program")
+        case Command(arguments=(program, *options), prefix=prefix):
+            # Several long options go one a line, as in the guide: a changed flag is one changed line in the plan.
+            separator = " \\\n  " if len(options) > 1 and all(o.startswith("--") for o in options) else " "
+            return prefix + separator.join(_argument(argument) for argument in (program, *options))
+        case _:
+            return value
+
+
+def _argument(text: str) -> str:
+    escaped = text.replace("%", "%%").replace("$", "$$")
+    if _PLAIN.fullmatch(text):
+        return escaped
+    escaped = escaped.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'

@@ -1,0 +1,73 @@
+"""`render`: every file of every node, offline. Needs neither nodes, API, CA key, kubeconfig nor artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from kubeworker.core import desired
+from kubeworker.core.component import Archive, Credentials, Facts
+from kubeworker.core.desired import Registry
+from kubeworker.core.model import Blob, File, NodeState
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import InputError
+
+PLACEHOLDER = b"# secret: made by `kubeworker apply`, never rendered\n"
+"""What stands in a file whose content is a secret."""
+
+_STAND_IN = "000000.0000000000000000"
+_MARKER = ".kubeworker-render"
+
+
+def render(cluster: ClusterFile, registry: Registry, out_dir: Path) -> tuple[Path, ...]:
+    """Write DIR/<node>/<absolute path> for every file, and return what was written.
+
+    What only the live cluster knows (podCIDRs) is left out. A directory of an earlier render is replaced; any
+    other directory with something in it is refused with InputError.
+    """
+    desired.validate_components(cluster, registry)
+    _prepare(out_dir)
+    written = []
+    for node in cluster.nodes:
+        for file in files(offline_state(cluster, registry, node.name)):
+            path = out_dir / node.name / file.path.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(PLACEHOLDER if file.secret else file.content)
+            path.chmod(0o644)
+            written.append(path)
+    return tuple(written)
+
+
+def offline_state(cluster: ClusterFile, registry: Registry, node: str) -> NodeState:
+    """The node's desired state with stand-ins for everything that lies outside cluster.yaml."""
+    nothing = Blob(sha256="0" * 64, size=0)
+    return desired.desired(
+        cluster,
+        cluster.node(node),
+        registry=registry,
+        blobs={artifact.name: nothing for artifact in desired.artifacts(cluster, registry)},
+        archives={path: Archive(references=(), blob=nothing) for path in desired.archives(cluster, registry)},
+        credentials=Credentials(ca_cert=_ca_certificate(cluster), bootstrap_token=_STAND_IN),
+        facts=Facts(),
+    )
+
+
+def files(state: NodeState) -> tuple[File, ...]:
+    """Every file of the node, unit files among them."""
+    return tuple(file for stage in state.stages for file in (*stage.files, *(unit.file for unit in stage.units)))
+
+
+def _ca_certificate(cluster: ClusterFile) -> bytes:
+    path = Path(cluster.cluster.ca.cert)
+    return path.read_bytes() if path.is_file() else b"# the cluster's CA certificate (cluster.ca.cert)\n"
+
+
+def _prepare(out_dir: Path) -> None:
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        if not (out_dir / _MARKER).is_file():
+            raise InputError(
+                "is not empty and was not made by render", subject=str(out_dir), hint="name a new directory"
+            )
+        shutil.rmtree(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / _MARKER).touch()
