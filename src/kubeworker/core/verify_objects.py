@@ -12,7 +12,6 @@ from typing import Any
 
 from kubeworker.core.kube_views import Document, PodStatus
 
-
 NAMESPACE = "default"
 """A namespace of its own would need the controller-manager, and seconds, to go away again."""
 
