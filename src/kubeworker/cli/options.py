@@ -12,17 +12,17 @@ DEFAULT_FILE = Path("cluster.yaml")
 File: TypeAlias = Annotated[Path, Parameter(name=["--file", "-f"], negative="")]
 """`-f FILE`: the cluster file; paths in it are relative to it."""
 
-Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="")]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 """`--json`: one JSON document on standard output."""
 
-JsonEvents: TypeAlias = Annotated[bool, Parameter(name="--json-events", negative="")]
+JsonEvents: TypeAlias = Annotated[bool, Parameter(name="--json-events", negative="", show_default=False)]
 """`--json-events`: progress as JSON lines on standard error."""
 
-Yes: TypeAlias = Annotated[bool, Parameter(name=["--yes", "-y"], negative="")]
+Yes: TypeAlias = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", show_default=False)]
 """`--yes`: don't ask."""
 
 Nodes: TypeAlias = Annotated[tuple[str, ...], Parameter(name=["--node", "-n"], negative="", consume_multiple=False)]
 """`--node NAME`, repeatable: only these nodes."""
 
-Flag: TypeAlias = Annotated[bool, Parameter(negative="")]
+Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag without a `--no-` twin."""

@@ -111,6 +111,7 @@ class Paths(SpecModel):
     """Where things lie on nodes."""
 
     bin_dir: AbsolutePath = "/opt/k8s/bin"
+    """Binaries, and in `.store` below it the copies that they were made of."""
     k8s_dir: AbsolutePath = "/data/k8s/k8s"
     """The guide's K8S_DIR: working directories of kubelet and kube-proxy."""
     containerd_dir: AbsolutePath = "/data/k8s/containerd"
@@ -123,9 +124,13 @@ class NodeSsh(SpecModel):
     host: str = ""
     """Name or address to connect to; default: the node's address."""
     port: int | None = Field(default=None, gt=0, lt=65536)
+    """Default: as in `ssh:`."""
     user: str = ""
+    """Default: as in `ssh:`."""
     identity: LocalPath = ""
+    """Default: as in `ssh:`."""
     jump: str = ""
+    """Default: as in `ssh:`."""
 
 
 class Ssh(SpecModel):
@@ -134,6 +139,7 @@ class Ssh(SpecModel):
     user: str = ""
     """Default: ~/.ssh/config's User, else root. Another user than root needs passwordless sudo."""
     port: int | None = Field(default=None, gt=0, lt=65536)
+    """Default: ~/.ssh/config's Port, else 22."""
     identity: LocalPath = ""
     """Private key file; default: the agent, then ~/.ssh/config's IdentityFile, then ssh's own default files."""
     jump: str = ""
@@ -156,7 +162,9 @@ class Versions(SpecModel):
     """What runs on nodes. The defaults are the guide's."""
 
     kubernetes: Version = "1.33.3"
+    """kubelet, kube-proxy; the API servers must not be older."""
     containerd: Version = "2.1.3"
+    """containerd, its shim, ctr."""
     runc: Version = "1.3.0"
     nerdctl: Version = "2.1.3"
     crictl: Version = "1.33.0"
@@ -190,8 +198,9 @@ class NodeSpec(SpecModel):
     address: Address
     """Node IP: kubelet --node-ip, certificate SAN, kube-proxy's bind address."""
     labels: dict[str, str] = {}
+    """Labels of the Node object: key: value."""
     taints: tuple[Annotated[str, AfterValidator(_taint)], ...] = ()
-    """key=value:Effect"""
+    """Taints of the Node object: key=value:Effect."""
     ssh: NodeSsh = NodeSsh()
 
 
@@ -204,13 +213,13 @@ class ClusterFile(SpecModel):
     versions: Versions = Versions()
     artifacts: Artifacts = Artifacts()
     components: dict[str, dict[str, Any]] = {}
-    """Per component, validated by that component's own model (`core/desired.py`)."""
+    """Settings per component; each has its own fields."""
     cni: Literal["bridge", "none"] = "none"
-    """bridge: routes between the nodes of one layer-2 segment; none: the operator installs a network plugin.
-    (`cilium` is planned and refused until it works.)"""
+    """bridge: routes between the nodes of one layer-2 segment; none: the operator installs a network plugin."""
     profile: Literal["default", "guide"] = "default"
     """guide: the guide's own values wherever they work."""
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]
+    """The worker nodes; names and addresses differ."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

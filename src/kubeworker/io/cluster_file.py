@@ -18,12 +18,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from kubeworker.core.component import Component
+from kubeworker.core.desired import Registry, validate_components
 from kubeworker.core.spec import ClusterFile, ControlHostPath
 from kubeworker.errors import SpecError
 
 FieldPath: TypeAlias = tuple[int | str, ...]
-Registry: TypeAlias = Sequence[Component[Any]]
 
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -53,14 +52,12 @@ def load(path: Path, registry: Registry = ()) -> ClusterFile:
     found = tuple(_component_problems(root, data, registry))
     if found:
         raise _error(path, found)
+    if registry:
+        try:
+            validate_components(cluster, registry)
+        except SpecError as error:
+            raise _error(path, (_from_component(root, error),)) from error
     return _with_absolute_paths(cluster, registry, path.absolute().parent)
-
-
-def located(path: Path, error: SpecError) -> SpecError:
-    """The same error with file and line, where only a field is known (`components.kubelet.max_pods`)."""
-    root, _data = _parse(path, _read(path))
-    field: FieldPath = tuple(int(part) if part.isdigit() else part for part in error.subject.split("."))
-    return _error(path, (Problem(line=_line(root, field), path=field, message=error.message, hint=error.hint),))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -186,6 +183,12 @@ def _component_problems(root: yaml.Node, data: Mapping[str, Any], registry: Regi
                 yield from _problems(root, error, known[name].config, path)
 
 
+def _from_component(root: yaml.Node, error: SpecError) -> Problem:
+    """What a component says of its own settings: the subject is the field, `components.kubelet.max_pods`."""
+    field: FieldPath = tuple(int(part) if part.isdigit() else part for part in error.subject.split("."))
+    return Problem(line=_line(root, field), path=field, message=error.message, hint=error.hint)
+
+
 def _problems(root: yaml.Node, error: ValidationError, model: type[BaseModel], prefix: FieldPath) -> Iterator[Problem]:
     errors = error.errors()
     for details in errors:
@@ -205,7 +208,7 @@ def _problem(root: yaml.Node, details: ErrorDetails, model: type[BaseModel], pre
             yield Problem(line=_line(root, path), path=path, message="there is no such field", hint=hint)
         case "missing":
             field = _fields_at(model, details["loc"][:-1]).get(str(path[-1]))
-            hint = f"{path[-1]}: {_first_sentence(field)}" if field and field.description else ""
+            hint = f"add `{path[-1]}`: {_first_sentence(field)}" if field and field.description else ""
             yield Problem(line=_line(root, path), path=path, message="is required and missing", hint=hint)
         case "value_error":
             for line in str(details["ctx"]["error"]).splitlines():
@@ -315,7 +318,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _error(path: Path, problems: Sequence[Problem]) -> SpecError:
     """One error for all problems: the first is its subject, the others follow a line each."""
-    first, *others = sorted(set(problems), key=lambda problem: problem.line)
+    first, *others = sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
     message = first.message
     if others:
         lines = (f"  {_where(path, each)}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in others)
