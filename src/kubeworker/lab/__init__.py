@@ -8,4 +8,14 @@ from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, running
 from kubeworker.lab.machine import run
 from kubeworker.lab.state import LabState, Machine
 
-__all__ = ["LabState", "Machine", "apiserver_ready", "down", "find", "names", "run", "running", "up"]
+__all__ = [
+    "LabState",
+    "Machine",
+    "apiserver_ready",
+    "down",
+    "find",
+    "names",
+    "run",
+    "running",
+    "up",
+]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from kubeworker.core.artifact import Artifact, GoBuild, Release
+from collections.abc import Mapping
+from pathlib import Path
+
+from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
 from kubeworker.core.spec import Versions
+from kubeworker.flow.events import Reporter
 
 KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
@@ -22,17 +26,10 @@ def _kubernetes(name: str, version: str) -> Artifact:
         name=name,
         version=version,
         releases=(Release(url=url, checksum_url=f"{url}.sha256"),),
-        build=GoBuild(module="k8s", package=f"k8s.io/kubernetes/cmd/{name}", ldflags=_kubernetes_ldflags(version)),
+        build=GoBuild(module="k8s", package=f"k8s.io/kubernetes/cmd/{name}", ldflags=kubernetes_ldflags(version)),
         report=report,
+        field="versions.kubernetes",
     )
-
-
-def _kubernetes_ldflags(version: str) -> str:
-    major, minor, _ = version.split(".", 2)
-    stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
-    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    flags = [f"-X {package}.{name}={value}" for package in packages for name, value in stamps.items()]
-    return " ".join(["-s -w", *flags])
 
 
 def _etcd(version: str) -> Artifact:
@@ -45,4 +42,17 @@ def _etcd(version: str) -> Artifact:
             Release(url=f"{base}/{archive}.tar.gz", member=f"{archive}/etcd", checksum_url=f"{base}/SHA256SUMS"),
         ),
         build=GoBuild(module="etcd", package="go.etcd.io/etcd/server/v3"),
+        field="versions.etcd",
     )
+
+
+async def fetch(cluster_file: Path, report: Reporter) -> Mapping[str, Path]:
+    """The binaries' files by name, from the sources that the cluster file names; ArtifactError if none has one."""
+    from kubeworker.flow import artifacts
+    from kubeworker.io.blob_store import BlobStore
+    from kubeworker.io.cluster_file import load
+
+    cluster = load(cluster_file)
+    blobs = await artifacts.resolve(cluster_file, cluster, control_plane(cluster.versions), report=report)
+    store = BlobStore.default()
+    return {name: store.path(blob) for name, blob in blobs.items()}

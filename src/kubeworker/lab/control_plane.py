@@ -159,6 +159,7 @@ def _scheduler() -> tuple[str, ...]:
 
 
 def _unit(description: str, command: tuple[str, ...], *, notify: bool = False) -> str:
+    # A stopping apiserver waits up to a minute for its clients' watches; no lab needs that.
     # No start limit: the second machine's apiserver waits for etcd on the first, however long that takes.
     return f"""\
 [Unit]
@@ -173,6 +174,7 @@ ExecStart={" ".join(command)}
 Restart=always
 RestartSec=1
 TimeoutStartSec=120
+TimeoutStopSec=5
 LimitNOFILE=65536
 
 [Install]

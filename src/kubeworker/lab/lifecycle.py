@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import fcntl
@@ -18,7 +19,19 @@ from pathlib import Path
 
 from kubeworker.errors import LabError
 from kubeworker.flow.events import Note, Reporter, silent
-from kubeworker.lab import cgroups, cluster_yaml, control_plane, host, images, machine, network, pki, rootfs, state
+from kubeworker.lab import (
+    artifacts,
+    cgroups,
+    cluster_yaml,
+    control_plane,
+    host,
+    images,
+    machine,
+    network,
+    pki,
+    rootfs,
+    state,
+)
 from kubeworker.lab.artifacts import ETCD, KUBERNETES_COMMANDS
 from kubeworker.lab.state import LabState, Machine
 
@@ -26,7 +39,7 @@ BOOT_LIMIT = 120.0
 """Seconds until a machine's sshd must answer (2 to 6 are usual)."""
 API_LIMIT = 180.0
 """Seconds until every kube-apiserver must be ready (about 10 are usual)."""
-POWER_OFF_LIMIT = 15.0
+POWER_OFF_LIMIT = 10.0
 """Seconds for a clean shutdown before the machine's processes are killed."""
 
 _SUBNET_LOCK = Path("/run/kubeworker-lab.lock")
@@ -35,25 +48,24 @@ _SUBNET_LOCK = Path("/run/kubeworker-lab.lock")
 def up(
     name: str = "default",
     *,
-    binaries: Mapping[str, Path],
+    binaries: Mapping[str, Path] | None = None,
     workers: int | None = None,
     labs: Path | None = None,
     report: Reporter = silent,
 ) -> LabState:
     """Bring the lab up, or back to what it should be; does nothing to what runs already.
 
-    `binaries` holds kube-apiserver, kube-controller-manager, kube-scheduler and etcd by name. `workers` is the
-    number of plain machines; None keeps what the lab has (0 for a new one).
+    `workers` is the number of plain machines; None keeps what the lab has (0 for a new one). `binaries` holds what
+    `lab.artifacts.control_plane` lists, by name; by default they come from the sources in the lab's cluster.yaml.
     """
     folder = state.lab_folder(name, state.labs_folder(labs))
     host.require_root()
     with _locked(folder, report):
-        known = state.load(folder)
-        host.install_packages(host.missing_packages())
-        lab = _reserve(folder, known, workers)
-        _remove_surplus(known, lab)
+        lab = _prepare(folder, workers)
+        if _missing_binaries(lab):
+            found = asyncio.run(artifacts.fetch(lab.cluster_yaml, report)) if binaries is None else binaries
+            _place_binaries(lab, found)
         base = rootfs.ensure(state.cache_folder(), report)
-        _write_files(lab, binaries)
         for each in lab.machines:
             if machine.init_pid(lab, each) is None:
                 machine.clear(lab, each)
@@ -104,6 +116,15 @@ def running(lab: LabState) -> dict[str, bool]:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+
+
+def _prepare(folder: Path, workers: int | None) -> LabState:
+    known = state.load(folder)
+    host.install_packages(host.missing_packages())
+    lab = _reserve(folder, known, workers)
+    _remove_surplus(known, lab)
+    _write_files(lab)
+    return lab
 
 
 @contextlib.contextmanager
@@ -178,10 +199,9 @@ def _clear_by_name(identity: str) -> None:
     network.remove_link(state.bridge_name(identity))
 
 
-def _write_files(lab: LabState, binaries: Mapping[str, Path]) -> None:
+def _write_files(lab: LabState) -> None:
     """Keys, certificates, images, disks and cluster.yaml: what exists is kept."""
     certificates = _certificates(lab)
-    _place_binaries(lab, binaries)
     ssh_public = _ssh_identity(lab)
     host_keys = {each.name: _host_key(lab, each) for each in lab.machines}
     lines = [f"{each.address} {host_keys[each.name][1]}" for each in lab.machines]
@@ -233,21 +253,22 @@ def _host_key(lab: LabState, each: Machine) -> tuple[bytes, str]:
     return private, " ".join(line.split()[:2])
 
 
+def _missing_binaries(lab: LabState) -> tuple[str, ...]:
+    """Names of the control plane's binaries that this lab has not got yet."""
+    return tuple(name for name in (*KUBERNETES_COMMANDS, ETCD) if not (lab.folder / "bin" / name).exists())
+
+
 def _place_binaries(lab: LabState, binaries: Mapping[str, Path]) -> None:
-    """Hard links (copies where that can't be) in one folder, which is bound into machines."""
+    """Copies in one folder, which is bound into control plane machines read-only."""
     folder = lab.folder / "bin"
     folder.mkdir(exist_ok=True)
-    for name in (*KUBERNETES_COMMANDS, ETCD):
-        target = folder / name
-        if target.exists():
-            continue
+    for name in _missing_binaries(lab):
         if name not in binaries:
             raise LabError(f"no binary named {name} was given", subject=f"lab {lab.name}")
         temporary = folder / f".{name}"
-        temporary.unlink(missing_ok=True)
         shutil.copyfile(binaries[name], temporary)
         temporary.chmod(0o755)
-        temporary.rename(target)
+        temporary.rename(folder / name)
 
 
 def _write_cluster_yaml(lab: LabState, archives: tuple[str, ...]) -> None:

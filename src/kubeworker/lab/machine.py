@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from kubeworker.errors import LabError
 from kubeworker.lab import cgroups, control_plane, host, network
 from kubeworker.lab.state import LabState, Machine
 
+_NSPAWN_RUN = "/run/systemd/nspawn"
 _SETUP = "/opt/lab/machine-setup"
 
 # systemd-nspawn leaves these read-only or shared with the host; a node needs them writable or of its own.
@@ -161,9 +161,15 @@ def boot(lab: LabState, machine: Machine, rootfs: Path) -> None:
 def _boot_script(lab: LabState, machine: Machine, rootfs: Path) -> str:
     folder = lab.machine_folder(machine)
     layers = f"lowerdir={rootfs},upperdir={folder / 'upper'},workdir={folder / 'work'}"
-    mount = ["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "mnt")]
+    mounts = (
+        ["mount", "-t", "overlay", "overlay", "-o", layers, str(folder / "mnt")],
+        # nspawn's locks and propagation folders, which a killed one would leave on the host.
+        ["mkdir", "-p", _NSPAWN_RUN],
+        ["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", _NSPAWN_RUN],
+    )
+    prepare = " && ".join(shlex.join(command) for command in mounts)
     # 133: the machine asked for a reboot (systemd-nspawn(1), --keep-unit).
-    inner = f"{shlex.join(mount)} && while {shlex.join(_nspawn(lab, machine))}; [ $? -eq 133 ]; do :; done"
+    inner = f"{prepare} && while {shlex.join(_nspawn(lab, machine))}; [ $? -eq 133 ]; do :; done"
     return "exec " + shlex.join(["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", inner])
 
 
@@ -257,7 +263,7 @@ def wait_off(lab: LabState, machine: Machine, limit: float) -> None:
 
 
 def clear(lab: LabState, machine: Machine) -> None:
-    """Remove whatever is left of the machine but its disk: processes, groups, links, nspawn's run-time files."""
+    """Remove whatever is left of the machine but its disk: processes, control groups, its network link."""
     clear_scope(lab.scope(machine), lab.nspawn_name(machine))
 
 
@@ -271,11 +277,6 @@ def clear_scope(scope: str, nspawn_name: str) -> None:
     if stuck:
         raise LabError(f"control group {stuck[0]} can't be removed", subject=scope)
     network.remove_link(f"vb-{nspawn_name}")
-    for leftover in Path("/run/systemd/nspawn").glob(f"*/{nspawn_name}"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
 
 
 def console_tail(lab: LabState, machine: Machine, lines: int = 12) -> str:

@@ -1,0 +1,133 @@
+"""`kubeworker lab`: a local lab of real machines with a real control plane. See docs/lab.md."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from kubeworker.cli.options import Flag, Json, JsonEvents
+
+if TYPE_CHECKING:
+    from kubeworker.lab import LabState
+
+app = cyclopts.App(name="lab", help="A local lab: real machines (systemd-nspawn) with a real control plane.")
+
+Name = Annotated[str, Parameter(name="--name", help="Which lab: several live side by side.")]
+StateDir = Annotated[
+    Path | None,
+    Parameter(name="--state-dir", help="Where labs are kept; default: $KUBEWORKER_LABS, else the XDG state folder."),
+]
+DEFAULT = "default"
+
+
+@app.command
+def up(
+    *,
+    name: Name = DEFAULT,
+    workers: Annotated[
+        int | None, Parameter(help="Plain machines beside k8s-01 and k8s-02; default: as it is.")
+    ] = None,
+    state_dir: StateDir = None,
+    json_events: JsonEvents = False,
+) -> None:
+    """Boot the lab's machines and control plane; repairs a broken lab and leaves a running one alone."""
+    from kubeworker import lab
+    from kubeworker.cli.report import reporting
+
+    with reporting(json_events=json_events) as report:
+        running = lab.up(name, workers=workers, labs=state_dir, report=report)
+    _show(running)
+
+
+@app.command
+def down(
+    *,
+    name: Name = DEFAULT,
+    every: Annotated[Flag, Parameter(name="--all", help="Take down every lab in the state folder.")] = False,
+    state_dir: StateDir = None,
+    json_events: JsonEvents = False,
+) -> None:
+    """Power the lab's machines off and remove all of it; the root file system stays cached."""
+    from kubeworker import lab
+    from kubeworker.cli.report import reporting
+
+    with reporting(json_events=json_events) as report:
+        for each in lab.names(state_dir) if every else (name,):
+            lab.down(each, labs=state_dir, report=report)
+
+
+@app.command
+def status(*, name: Name = DEFAULT, state_dir: StateDir = None, json: Json = False) -> None:
+    """Tell which machines a lab has, where they are, and whether they are on."""
+    from kubeworker import lab
+    from kubeworker.cli.output import print_document
+
+    found = lab.find(name, labs=state_dir)
+    if json:
+        print_document(_document(found))
+    else:
+        _show(found)
+
+
+@app.command
+def ssh(
+    machine: str,
+    /,
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    name: Name = DEFAULT,
+    user: Annotated[str, Parameter(help="root, or ops (passwordless sudo).")] = "root",
+    state_dir: StateDir = None,
+) -> None:
+    """Log in to a machine, or run a command there: `kubeworker lab ssh k8s-01 -- uptime`."""
+    from kubeworker import lab
+
+    found = lab.find(name, labs=state_dir)
+    address = found.machine(machine).address
+    options = {
+        "IdentitiesOnly": "yes",
+        "IdentityFile": str(found.ssh_identity),
+        "UserKnownHostsFile": str(found.known_hosts),
+        "StrictHostKeyChecking": "yes",
+        "LogLevel": "ERROR",
+    }
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    os.execvp("ssh", ["ssh", "-F", "none", *words, f"{user}@{address}", *command])  # noqa: S606 (ssh takes over the terminal)
+
+
+def _document(found: LabState) -> dict[str, Any]:
+    from kubeworker import lab
+
+    on = lab.running(found)
+    return {
+        "running": all(on.values()),
+        "cluster_yaml": str(found.cluster_yaml),
+        "kubeconfig": str(found.kubeconfig),
+        "ca": str(found.ca),
+        "machines": [
+            {
+                "name": machine.name,
+                "address": machine.address,
+                "roles": list(machine.roles),
+                "kind": "nspawn",
+                "running": on[machine.name],
+            }
+            for machine in found.machines
+        ],
+    }
+
+
+def _show(found: LabState) -> None:
+    document = _document(found)
+    print(f"lab {found.name}: {'running' if document['running'] else 'not running'}")
+    print(f"cluster file: {document['cluster_yaml']}")
+    for machine in document["machines"]:
+        power = "on" if machine["running"] else "off"
+        print(f"  {machine['name']:<12} {machine['address']:<15} {power:<4} {', '.join(machine['roles'])}")
+
+
+if __name__ == "__main__":
+    app()
