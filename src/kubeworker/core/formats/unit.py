@@ -38,15 +38,12 @@ def _section(name: str, section: Section) -> str:
 
 
 def _value(value: Value) -> str:
-    match value:
-        case Command(arguments=(), prefix=_):
-            raise ValueError("a command without a program")
-        case Command(arguments=(program, *options), prefix=prefix):
-            # Several long options go one a line, as in the guide: a changed flag is one changed line in the plan.
-            separator = " \\\n  " if len(options) > 1 and all(o.startswith("--") for o in options) else " "
-            return prefix + separator.join(_argument(argument) for argument in (program, *options))
-        case _:
-            return value
+    if isinstance(value, str):
+        return value
+    options = value.arguments[1:]
+    # Several long options go one a line, as in the guide: a changed flag is one changed line in the plan.
+    separator = " \\\n  " if len(options) > 1 and all(option.startswith("--") for option in options) else " "
+    return value.prefix + separator.join(_argument(argument) for argument in value.arguments)
 
 
 def _argument(text: str) -> str:
