@@ -11,6 +11,10 @@
     + PreflightFailed        the node lacks something; nothing was changed
     + ActionFailed           an action failed; what was swapped in was put back
   * ApiError                 the Kubernetes API refused or did not answer
+    + ApiUnreachable         no kube-apiserver answered
+    + ApiNotFound            the object does not exist
+    + ApiConflict            the object exists already, or was changed since it was read
+    + LockHeld               another run works on this cluster, or took its lock over
   * LabError                 the local lab could not be brought up or down
 """
 
@@ -85,6 +89,22 @@ class ActionFailed(NodeError):
 
 class ApiError(KubeworkerError):
     """The Kubernetes API refused a request or could not be reached."""
+
+
+class ApiUnreachable(ApiError):
+    """No kube-apiserver answered; the message names each one tried and what happened."""
+
+
+class ApiNotFound(ApiError):
+    """The object does not exist."""
+
+
+class ApiConflict(ApiError):
+    """The object exists already, or was changed since it was read."""
+
+
+class LockHeld(ApiError):
+    """Another run works on this cluster, or took over the lock of this one."""
 
 
 class LabError(KubeworkerError):
