@@ -73,8 +73,13 @@ def store_path(bin_dir: str, sha256: str) -> str:
 
 def managed_paths(stage: Stage) -> tuple[str, ...]:
     """Every path the stage has a say about, unit files included, in a stable order."""
-    paths = [thing.path for thing in (*stage.directories, *stage.binaries, *stage.files)]
-    paths += [thing.path for thing in (*stage.links, *stage.absent, *stage.deferred, *stage.units)]
+    paths = [directory.path for directory in stage.directories]
+    paths += [binary.path for binary in stage.binaries]
+    paths += [file.path for file in stage.files]
+    paths += [link.path for link in stage.links]
+    paths += [absent.path for absent in stage.absent]
+    paths += [deferred.path for deferred in stage.deferred]
+    paths += [unit.path for unit in stage.units]
     return tuple(dict.fromkeys(paths))
 
 

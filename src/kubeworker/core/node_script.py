@@ -1,0 +1,625 @@
+"""The shell text that carries out one stage on a node as a transaction, and the one that receives blobs.
+
+A stage's script holds the actions' names, paths and hashes; contents (secrets among them) come as a tar on its standard
+input. It ends in one of two states: everything is in place and every unit passed its gate, or what was there before is
+back. Closing the SSH connection does not stop it half-way: it then finishes or rolls back on its own, holding the
+node's lock until it has.
+
+On its standard output: `kw action N start`, `kw action N done` (N counts the plan's actions from 0), and when it fails
+one `kw error BASE64` and, for a unit, `kw journal BASE64`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shlex
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import assert_never
+
+from kubeworker.core.actions import (
+    Action,
+    DaemonReload,
+    EnableUnit,
+    ImportImage,
+    InstallPackages,
+    LoadModule,
+    MakeDirectory,
+    PutBinary,
+    PutFile,
+    PutLink,
+    ReloadUnit,
+    RemovePath,
+    RestartUnit,
+    SetMode,
+    SetSysctl,
+    StagePlan,
+    StartUnit,
+    SwapOff,
+    UnitAction,
+    subject,
+)
+from kubeworker.core.model import Blob, ConfigCheck, Unit
+from kubeworker.core.probe import HOME, managed_paths, store_path
+from kubeworker.errors import ActionFailed
+
+LOCK_WAIT = 60
+"""Seconds to wait for another run that holds the node's lock."""
+
+CHECK_TIMEOUT = 60
+"""Seconds that a component's config checker may take."""
+
+START_TIMEOUT = 120
+"""Seconds that `systemctl start` and the like may block (systemd's own default is 90)."""
+
+JOURNAL_LINES = 20
+
+
+def stage_script(plan: StagePlan, *, home: str = HOME) -> str:
+    """The script for one stage; its standard input is `stage_input(plan)`."""
+    sections = (
+        f"home={shlex.quote(home)}\nstore={shlex.quote(plan.bin_dir + '/.store')}",
+        _FUNCTIONS,
+        _unit_functions(plan),
+        _each_path(plan),
+        "begin_stage",
+        *_prepare(plan),
+        *_candidates(plan),
+        *_checks(plan),
+        *_swaps(plan),
+        *_units(plan),
+        "commit",
+        *_images(plan),
+        *_bookkeeping(plan),
+        "finished=yes",
+    )
+    return "\n".join(section for section in sections if section) + "\n"
+
+
+def stage_input(plan: StagePlan) -> bytes:
+    """The tar of the files that the stage writes, each member named by the number of its action."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, action in enumerate(plan.actions):
+            if isinstance(action, PutFile):
+                member = tarfile.TarInfo(str(number))
+                member.size = len(action.file.content)
+                member.mode = 0o600
+                archive.addfile(member, io.BytesIO(action.file.content))
+    return buffer.getvalue()
+
+
+def stage_seconds(plan: StagePlan) -> float:
+    """An upper bound for the time the stage takes, for the caller's own timeout."""
+    units = [action.unit for action in plan.actions if isinstance(action, StartUnit | RestartUnit | ReloadUnit)]
+    installs = 900 * sum(isinstance(action, InstallPackages) for action in plan.actions)
+    images = 300 * sum(isinstance(action, ImportImage) for action in plan.actions)
+    # Twice: a failing unit is followed by the start of its former version.
+    waits = 2 * sum(START_TIMEOUT + unit.gate.timeout for unit in units)
+    return 120 + LOCK_WAIT + CHECK_TIMEOUT * len(plan.checks) + waits + installs + images
+
+
+def receive_script(bin_dir: str, blobs: Sequence[Blob], *, home: str = HOME) -> str:
+    """Take a tar.gz with members `sha256-<hex>` from standard input into the node's store, each checked first.
+
+    Blobs that arrived whole are kept even if the stream was cut, so that the next run sends only the rest.
+    """
+    sums = "".join(f"{blob.sha256}  sha256-{blob.sha256}\n" for blob in blobs)
+    return f"""home={shlex.quote(home)}
+store={shlex.quote(bin_dir + "/.store")}
+{_FUNCTIONS}
+incoming=$store/incoming
+drop_incoming() {{ rm -rf -- "$incoming"; }}
+on_exit=drop_incoming
+(umask 022 && mkdir -p -- "${{store%/*}}") && mkdir -p -m 700 -- "$store" && chmod 700 "$store" && chown 0:0 "$store" ||
+  fail "$store can't be made"
+rm -rf -- "$incoming"
+mkdir -m 700 -- "$incoming" || fail "$incoming can't be made"
+cd "$incoming" || fail "$incoming can't be entered"
+tar -xzf - --no-same-owner 2> "$work/tar" || case $(cat "$work/tar") in
+  *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
+esac
+sync -- sha256-* 2> "$work/sync" || case $(cat "$work/sync") in
+  *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
+esac
+missing=''
+while read -r sum name; do
+  if [ -f "$name" ] && printf '%s  %s\\n' "$sum" "$name" | sha256sum --check --status 2> /dev/null; then
+    chown 0:0 "$name" && chmod 755 "$name" && mv -fT -- "$name" "$store/$name" || fail "$store/$name can't be written"
+  else missing="$missing $name"; fi
+done <<'KW'
+{sums}KW
+[ -z "$missing" ] || fail "not received whole:$missing $(head -c 300 "$work/tar")"
+finished=yes
+"""
+
+
+def verdict(node: str, plan: StagePlan | None, *, status: int, stdout: str, stderr: str) -> None:
+    """Raise ActionFailed (with the unit's last journal lines) unless the script said that it was done."""
+    if status == 0:
+        return
+    error = _decoded(stdout, "error") or stderr.strip()[-500:] or f"the node's shell ended with status {status}"
+    journal = _decoded(stdout, "journal")
+    where = f"{plan.component}: " if plan is not None else ""
+    hint = "what was there before is back; `plan` shows what is still to do."
+    lines = "".join(f"\n    {line}" for line in journal.splitlines())
+    raise ActionFailed(f"{where}{error}{lines}", subject=node, hint=hint)
+
+
+def progress(line: str) -> tuple[int, bool] | None:
+    """A line of the script's output: the number of the action that started (False) or is done (True)."""
+    match line.split():
+        case ["kw", "action", number, "start" | "done" as what]:
+            return int(number), what == "done"
+        case _:
+            return None
+
+
+def _decoded(stdout: str, word: str) -> str:
+    found = re.findall(rf"^kw {word} (\S*)$", stdout, re.MULTILINE)
+    return base64.b64decode(found[-1]).decode("utf-8", "replace") if found else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The parts of a stage's script
+
+
+def candidate_path(path: str) -> str:
+    """Where a file lies before it goes live: beside its target, so that going live is one rename."""
+    folder, name = path.rsplit("/", 1)
+    return f"{folder}/.{name}.kubeworker-new"
+
+
+def former_path(path: str) -> str:
+    """Where the former version lies until the stage is good."""
+    folder, name = path.rsplit("/", 1)
+    return f"{folder}/.{name}.kubeworker-old"
+
+
+def _each_path(plan: StagePlan) -> str:
+    files = {directory.path for directory in plan.stage.directories}
+    paths = [path for path in managed_paths(plan.stage) if path not in files]
+    calls = "".join(f'\n  "$1" {shlex.quote(path)}' for path in paths)
+    return f"each_path() {{ # each_path FUNCTION: call it with every managed path of the stage\n  :{calls}\n}}"
+
+
+def _numbered(plan: StagePlan, *kinds: type[Action]) -> Iterator[tuple[int, Action]]:
+    return ((number, action) for number, action in enumerate(plan.actions) if isinstance(action, kinds))
+
+
+def _act(number: int, *lines: str) -> str:
+    return "\n".join((f"say action {number} start", *lines, f"say action {number} done"))
+
+
+def _call(function: str, *arguments: str | int) -> str:
+    return shlex.join([function, *map(str, arguments)])
+
+
+def _prepare(plan: StagePlan) -> Iterator[str]:
+    kinds = (InstallPackages, SwapOff, LoadModule, SetSysctl, MakeDirectory)
+    for number, action in _numbered(plan, *kinds):
+        match action:
+            case InstallPackages(packages=packages):
+                yield _act(number, _call("install_packages", *packages))
+            case SwapOff():
+                yield _act(number, "swap_off")
+            case LoadModule(name=name):
+                yield _act(number, _call("try", f"modprobe {name}", "modprobe", "--", name))
+            case SetSysctl(key=key, value=value):
+                yield _act(number, _call("try", f"sysctl {key}", "sysctl", "-qw", f"{key}={value}"))
+            case MakeDirectory(directory=directory):
+                yield _act(number, _call("directory", directory.path, f"{directory.mode:04o}", directory.owner))
+            case _:
+                pass
+
+
+def _candidates(plan: StagePlan) -> Iterator[str]:
+    for number, action in _numbered(plan, PutBinary, PutFile, PutLink):
+        match action:
+            case PutBinary(binary=binary):
+                blob = store_path(plan.bin_dir, binary.blob.sha256)
+                mode = f"{binary.mode:04o}"
+                yield _call("binary_candidate", blob, binary.blob.sha256, mode, binary.owner, binary.path)
+            case PutFile(file=file):
+                yield _call("file_candidate", number, file.sha256, f"{file.mode:04o}", file.owner, file.path)
+            case PutLink(link=link):
+                yield _call("link_candidate", link.target, link.path)
+            case _:
+                pass
+    yield "check_candidates"
+
+
+def _checks(plan: StagePlan) -> Iterator[str]:
+    fresh = {subject(action) for action in plan.actions if isinstance(action, PutBinary | PutFile | PutLink)}
+    for check in plan.checks:
+        words = " ".join(_check_word(word, fresh) for word in check.command)
+        yield f'tmp=$(mktemp -d "$work/check.XXXXXX")\nrun_check {words}\n{_judge(check)}'
+
+
+def _check_word(word: str, fresh: set[str]) -> str:
+    """A word of a check's command as shell: `{/path}` becomes the candidate or the live file, `{tmp}` a directory."""
+    pieces = re.split(r"(\{tmp\}|\{/[^{}]*\})", word)
+    return "".join(_check_piece(piece, fresh) for piece in pieces) or "''"
+
+
+def _check_piece(piece: str, fresh: set[str]) -> str:
+    if piece == "{tmp}":
+        return '"$tmp"'
+    if piece.startswith("{/"):
+        path = piece[1:-1]
+        return shlex.quote(candidate_path(path) if path in fresh else path)
+    return shlex.quote(piece) if piece else ""
+
+
+def _judge(check: ConfigCheck) -> str:
+    problem = shlex.quote(f"{check.name} refuses the new configuration")
+    hint = shlex.quote(f" ({check.hint})" if check.hint else "")
+    rejections = "".join(
+        f'check_holds {shlex.quote(text)} && check_failed {problem}": it says "{shlex.quote(repr(text))}{hint}\n'
+        for text in check.reject
+    )
+    if check.expect:
+        return f"{rejections}check_holds {shlex.quote(check.expect)} || check_failed {problem}{hint}"
+    return f'{rejections}[ "$check_status" -eq 0 ] || check_failed {problem}{hint}'
+
+
+def _swaps(plan: StagePlan) -> Iterator[str]:
+    for action in plan.actions:
+        match action:
+            case StartUnit(unit=unit) | RestartUnit(unit=unit) | ReloadUnit(unit=unit):
+                # Without its record a unit counts as not well started: a run that dies from here on is finished by
+                # the next.
+                yield _call("forget_start", unit.name)
+            case _:
+                pass
+    yield "swapping=yes"
+    for number, action in enumerate(plan.actions):
+        match action:
+            case PutBinary() | PutFile() | PutLink():
+                yield _act(number, _call("swap", subject(action)))
+            case RemovePath(path=path):
+                yield _act(number, _call("remove", path))
+            case SetMode(path=path, mode=mode, owner=owner):
+                yield _act(number, _call("set_mode", path, f"{mode:04o}", owner))
+            case _:
+                pass
+
+
+def _units(plan: StagePlan) -> Iterator[str]:
+    kinds = (DaemonReload, EnableUnit, StartUnit, RestartUnit, ReloadUnit)
+    for number, action in _numbered(plan, *kinds):
+        match action:
+            case DaemonReload():
+                yield _act(number, "daemon_reload")
+            case EnableUnit(unit=unit):
+                yield _act(number, _call("enable", unit.name))
+            case StartUnit() | RestartUnit() | ReloadUnit():
+                yield _act(number, *_unit_action(action))
+            case _:
+                pass
+
+
+def _unit_action(action: UnitAction) -> Iterator[str]:
+    name = action.unit.name
+    match action:
+        case StartUnit():
+            yield _call("start", name)
+        case RestartUnit(follows=""):
+            yield _call("restart", name)
+        case RestartUnit():
+            # systemd has restarted it already, in the stage of the unit it requires.
+            yield _call("start", name)
+        case ReloadUnit():
+            yield _call("reload", name)
+        case _:
+            assert_never(action)
+    yield _call("await_gate", name, action.unit.gate.timeout, _gate_function(name))
+    yield _call("record_start", name, action.record)
+
+
+def _unit_functions(plan: StagePlan) -> str:
+    units = [action.unit for action in plan.actions if isinstance(action, StartUnit | RestartUnit | ReloadUnit)]
+    return "\n".join(f"{_gate_function(unit.name)}() {{\n{_gate(unit)}\n}}" for unit in units)
+
+
+def _gate_function(name: str) -> str:
+    return "gate_" + re.sub(r"[^A-Za-z0-9]", "_", name)
+
+
+def _gate(unit: Unit) -> str:
+    gate = unit.gate
+    steps = [_call("answers", *_http_words(url)) for url in gate.http]
+    steps += [_call("listens", address) for address in gate.listen]
+    if gate.command:
+        steps.append(_call("succeeds", *gate.command))
+    if not steps and not unit.oneshot:
+        # Nothing to ask: it must at least stay up.
+        steps.append('stays_up "$1"')
+    return "\n".join(f"  {step} || return 1" for step in steps) or "  :"
+
+
+def _http_words(url: str) -> tuple[str, str, str, str]:
+    found = re.fullmatch(r"http://(\[[^\]]+\]|[^/:]+)(?::([0-9]+))?(/.*)?", url)
+    if found is None:
+        raise ValueError(f"{url!r} is not a plain http URL")
+    host = found[1].strip("[]")
+    return url, host, found[2] or "80", found[3] or "/"
+
+
+def _images(plan: StagePlan) -> Iterator[str]:
+    for number, action in _numbered(plan, ImportImage):
+        if isinstance(action, ImportImage):
+            image = action.image
+            blob = store_path(plan.bin_dir, image.archive.sha256)
+            yield _act(number, _call("import_image", image.ctr, blob, image.archive.sha256, image.reference))
+
+
+def _bookkeeping(plan: StagePlan) -> Iterator[str]:
+    placed = [action.binary for action in plan.actions if isinstance(action, PutBinary)]
+    for binary in placed:
+        yield _call("placed", binary.blob.sha256, binary.path)
+        yield _call("index", binary.blob.sha256, binary.path, store_path(plan.bin_dir, binary.blob.sha256))
+    if placed or any(isinstance(action, ImportImage) for action in plan.actions):
+        yield _call("tidy_store", *_names(plan.kept))
+
+
+def _names(hashes: Iterable[str]) -> Iterator[str]:
+    return (f"sha256-{sha256}" for sha256 in hashes)
+
+
+# Quoting, exit paths and rollback live here once; the generated part of a script is calls of these functions.
+_FUNCTIONS = rf"""set -u
+LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export LC_ALL PATH
+umask 077
+finished='' swapping='' committed='' reloaded='' on_exit=''
+say() {{ printf 'kw %s\n' "$*" 2> /dev/null || :; }}
+fail() {{ # fail MESSAGE: report it and leave; the exit trap puts back what was there
+  say error "$(printf '%s' "$1" | base64 -w 0)"
+  exit 1
+}}
+leave() {{
+  trap '' INT TERM
+  [ -z "$swapping" ] || [ -n "$committed" ] || put_back
+  [ -z "$on_exit" ] || "$on_exit"
+  [ ! -s "$work/candidates" ] || xargs -d '\n' rm -f -- < "$work/candidates"
+  rm -rf -- "$work"
+  [ -n "$finished" ] || exit 1
+}}
+# A closed connection shows as HUP, or as PIPE at the next word: the work goes on to its end, since half of it would
+# be worse than all or nothing. INT and TERM (a node going down) put the former state back.
+trap '' HUP PIPE
+trap 'exit 1' INT TERM
+mkdir -p -m 700 -- "$home" "$home/started" && exec 9> "$home/lock" || fail "$home can't be written"
+flock -w {LOCK_WAIT} 9 || fail 'another run holds the lock of this node'
+rm -rf -- "$home"/work.*
+work=$(mktemp -d "$home/work.XXXXXX") || fail "no work folder below $home (is the disk full?)"
+trap leave EXIT
+: > "$work/candidates"; : > "$work/sums"; : > "$work/created"; : > "$work/units"
+try() {{ # try WHAT COMMAND...
+  what=$1; shift
+  "$@" > "$work/out" 2>&1 < /dev/null 9>&- || fail "$what: $(tail -n 5 "$work/out")"
+}}
+beside() {{ # beside PATH SUFFIX: sets $name to .NAME.kubeworker-SUFFIX in the same folder
+  name=${{1%/*}}/.${{1##*/}}.kubeworker-$2
+}}
+
+begin_stage() {{
+  mkdir -m 700 "$work/in"
+  tar -xf - -C "$work/in" --no-same-owner 2> "$work/out" || fail "the files did not arrive whole: $(cat "$work/out")"
+  each_path drop_leftover
+}}
+drop_leftover() {{ beside "$1" new; rm -f -- "$name"; }}
+install_packages() {{
+  DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND
+  try 'apt-get update' apt-get -q update
+  try "apt-get install $*" apt-get -qy install --no-install-recommends -- "$@"
+}}
+swap_off() {{
+  try swapoff swapoff -a
+  # systemd makes its own swap units (of GPT partitions, of zram): masked, they stay off after a reboot.
+  for unit in $(systemctl list-units --all --plain --no-legend --type=swap | cut -d ' ' -f 1); do
+    try "systemctl mask $unit" systemctl mask -q -- "$unit"
+  done
+  [ ! -f /etc/fstab ] || try /etc/fstab sed -E -i \
+    's/^([^#[:space:]]+[[:space:]]+[^[:space:]]+[[:space:]]+swap([[:space:]].*)?)$/# kubeworker: \1/' /etc/fstab
+}}
+directory() {{ # directory PATH MODE OWNER
+  (umask 022; mkdir -p -- "$1") 2> "$work/out" || fail "$(cat "$work/out")"
+  set_mode "$@"
+}}
+set_mode() {{ # set_mode PATH MODE OWNER
+  try "$1" chown -h -- "$3" "$1"
+  [ -L "$1" ] || try "$1" chmod -- "$2" "$1"
+}}
+new_candidate() {{ # new_candidate PATH: sets $name
+  [ ! -d "$1" ] || [ -L "$1" ] || fail "$1 is a directory; a file belongs there"
+  [ -d "${{1%/*}}" ] || directory_of "$1"
+  beside "$1" new
+  printf '%s\n' "$name" >> "$work/candidates" || fail "no space left below $home"
+}}
+directory_of() {{ (umask 022; mkdir -p -- "${{1%/*}}") 2> "$work/out" || fail "$(cat "$work/out")"; }}
+file_candidate() {{ # file_candidate NUMBER SHA256 MODE OWNER PATH
+  new_candidate "$5"
+  try "$5" cp -- "$work/in/$1" "$name"
+  set_mode "$name" "$3" "$4"
+  printf '%s  %s\n' "$2" "$name" >> "$work/sums" || fail "no space left below $home"
+}}
+binary_candidate() {{ # binary_candidate BLOB SHA256 MODE OWNER PATH
+  new_candidate "$5"
+  # A hard link where the store is on the same file system: no second copy on the disk and nothing to write. Whoever
+  # damages the visible file in place damages the blob with it; then both stats differ from the index, both hashes are
+  # wrong, and the blob is sent again as a new file. A copy would save that upload, at twice the disk on every node.
+  if [ "$3 $4" = '0755 root:root' ] && ln -T -- "$1" "$name" 2> /dev/null; then :
+  else
+    try "$5" cp --reflink=auto -- "$1" "$name"
+    set_mode "$name" "$3" "$4"
+  fi
+  printf '%s  %s\n' "$2" "$name" >> "$work/sums" || fail "no space left below $home"
+}}
+link_candidate() {{ # link_candidate TARGET PATH
+  new_candidate "$2"
+  try "$2" ln -s -T -- "$1" "$name"
+}}
+check_candidates() {{
+  [ -s "$work/sums" ] || return 0
+  date +%s.%N > "$work/hashed"
+  sha256sum --check --quiet "$work/sums" > "$work/out" 2>&1 || fail "not what was sent: $(head -n 5 "$work/out")"
+  # On the disk before the rename makes it visible: after a power cut there is the old file or the new one.
+  cut -c 67- "$work/sums" | xargs -d '\n' sync -- 2> "$work/out" || fail "$(cat "$work/out")"
+}}
+run_check() {{ # run_check COMMAND...: sets $check_status; the output lies in $work/out
+  check_status=0
+  timeout {CHECK_TIMEOUT} "$@" > "$work/out" 2>&1 < /dev/null 9>&- || check_status=$?
+}}
+check_holds() {{ grep -qF -e "$1" "$work/out"; }}
+check_failed() {{ fail "$1$nl$(tail -n 20 "$work/out")"; }}
+nl='
+'
+
+swap() {{ # swap PATH: the candidate goes live; the former version stays beside it until the stage is good
+  keep_former "$1"
+  beside "$1" new
+  mv -fT -- "$name" "$1" 2> "$work/out" || fail "$(cat "$work/out")"
+}}
+keep_former() {{
+  beside "$1" old
+  # One that lies there already is of a run that was killed: it is the last version known to be good.
+  [ ! -e "$name" ] && [ ! -L "$name" ] || return 0
+  if [ -e "$1" ] || [ -L "$1" ]; then ln -T -- "$1" "$name" 2> "$work/out" || fail "$(cat "$work/out")"
+  else printf '%s\n' "$1" >> "$work/created"; fi
+}}
+remove() {{ # remove PATH
+  [ ! -d "$1" ] || [ -L "$1" ] || fail "$1 is a directory; remove it by hand"
+  keep_former "$1"
+  try "$1" rm -f -- "$1"
+}}
+put_back() {{
+  each_path put_back_one
+  xargs -r -d '\n' rm -f -- < "$work/created"
+  [ -z "$reloaded" ] || systemctl daemon-reload < /dev/null 9>&-
+  # The last touched first: what requires another unit is stopped before it.
+  sort -rn "$work/units" | while read -r _ unit was enabled; do
+    [ "$enabled" = enabled ] || systemctl disable -q -- "$unit"
+    if [ "$was" = active ]; then
+      systemctl reset-failed -- "$unit"
+      timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
+    else systemctl stop -- "$unit"; fi
+  done > /dev/null 2>&1 < /dev/null 9>&-
+}}
+put_back_one() {{
+  beside "$1" old
+  if [ -e "$name" ] || [ -L "$name" ]; then mv -fT -- "$name" "$1"; fi
+}}
+commit() {{
+  committed=yes
+  each_path drop_former
+}}
+drop_former() {{ beside "$1" old; rm -f -- "$name"; }}
+
+daemon_reload() {{ reloaded=yes; try 'systemctl daemon-reload' systemctl daemon-reload; }}
+enable() {{
+  touch_unit "$1"
+  try "systemctl enable $1" systemctl enable -q -- "$1"
+}}
+touch_unit() {{ # remember how the unit was before the stage, once
+  ! grep -qF -- " $1 " "$work/units" || return 0
+  active=$(systemctl is-active -- "$1"); enabled=$(systemctl is-enabled -- "$1" 2> /dev/null)
+  printf '%s %s %s %s\n' "$(wc -l < "$work/units")" "$1" "${{active:-unknown}}" "${{enabled:-none}}" >> "$work/units"
+}}
+forget_start() {{
+  touch_unit "$1"
+  [ ! -f "$home/started/$1" ] || mv -f -- "$home/started/$1" "$work/record.$1"
+}}
+restore_record() {{
+  [ -f "$work/record.$1" ] || return 0
+  read -r restart reload _ < "$work/record.$1" && record_start "$1" "$restart $reload"
+}}
+record_start() {{ # record_start UNIT DIGESTS
+  printf '%s %s\n' "$2" "$(systemctl show --property=InvocationID --value -- "$1")" > "$work/record" &&
+    mv -f -- "$work/record" "$home/started/$1" || fail "no space left below $home"
+}}
+systemctl_unit() {{ # systemctl_unit VERB UNIT
+  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- ||
+    unit_failed "$2" "systemctl $1 $2: $(head -n 1 "$work/out")"
+}}
+start() {{
+  systemctl reset-failed -- "$1" 2> /dev/null
+  case $(systemctl is-active -- "$1") in
+    active) ;;
+    # Half-way up it may have read the former files: starting it would change nothing.
+    activating | deactivating | reloading) systemctl_unit restart "$1" ;;
+    *) systemctl_unit start "$1" ;;
+  esac
+}}
+restart() {{
+  systemctl reset-failed -- "$1" 2> /dev/null
+  systemctl_unit restart "$1"
+}}
+reload() {{ systemctl_unit reload "$1"; }}
+unit_failed() {{ # unit_failed UNIT MESSAGE
+  say journal "$(journalctl -u "$1" -n {JOURNAL_LINES} --no-pager -o short-iso 2> /dev/null | base64 -w 0)"
+  fail "$2"
+}}
+await_gate() {{ # await_gate UNIT SECONDS FUNCTION
+  deadline=$(($(date +%s) + $2)) gate=''
+  while :; do
+    state=$(systemctl is-active -- "$1")
+    [ "$state" != active ] || ! "$3" "$1" || return 0
+    [ "$state" != failed ] || unit_failed "$1" "$1 failed after its start"
+    [ "$(date +%s)" -lt "$deadline" ] || break
+    sleep 0.1
+  done
+  [ "$state" = active ] || gate="it is $state"
+  unit_failed "$1" "$1 is not healthy after $2 s: $gate"
+}}
+answers() {{ # answers URL HOST PORT PATH
+  status=$(timeout 5 bash -c 'exec 3<> "/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
+    read -r _ status _ <&3 && echo "$status"' "$2" "$3" "$4" 2> /dev/null)
+  gate="$1 answers ${{status:-nothing}}"
+  [ "$status" = 200 ]
+}}
+listens() {{ # listens ADDRESS:PORT
+  gate="nothing listens on $1"
+  [ -n "$(ss -Hltn "src $1")" ]
+}}
+succeeds() {{ # succeeds COMMAND...
+  timeout 10 "$@" > "$work/out" 2>&1 < /dev/null 9>&- && return 0
+  gate="$*: $(tail -n 3 "$work/out")"
+  return 1
+}}
+stays_up() {{ # stays_up UNIT
+  gate="it does not stay up"
+  before=$(systemctl show --property=InvocationID --value -- "$1")
+  sleep 1
+  [ "$(systemctl is-active -- "$1")" = active ] &&
+    [ "$(systemctl show --property=InvocationID --value -- "$1")" = "$before" ]
+}}
+
+import_image() {{ # import_image CTR BLOB SHA256 REFERENCE
+  printf '%s  %s\n' "$3" "$2" | sha256sum --check --status 2> /dev/null || fail "the archive of $4 is damaged"
+  try "import of $4" timeout 300 "$1" -n k8s.io images import -- "$2"
+  "$1" -n k8s.io images ls -q 2> /dev/null | grep -qxF -e "$4" || fail "the archive does not hold $4"
+}}
+placed() {{ # placed SHA256 PATH: the store's memory of which blobs a path had
+  printf '%s\t%s\n' "$1" "$2" >> "$store/history"
+}}
+index() {{ # index SHA256 PATH...: what was just hashed need not be hashed by the next probe
+  sum=$1; shift
+  hashed=$(cat "$work/hashed"); now=$(date +%s.%N)
+  stat --printf "$sum\t%s\t%.9Y\t%.9Z\t%i\t%n\n" -- "$@" 2> /dev/null |
+    awk -F '\t' -v hashed="$hashed" -v now="$now" '$3 + 0.1 < hashed + 0 && $4 + 0.1 < now + 0' >> "$home/index"
+}}
+tidy_store() {{ # tidy_store NAME...: besides those, the current and one previous blob of each path stay
+  [ ! -f "$store/history" ] || awk -F '\t' '
+    {{ sub(/^/, "sha256-", $1); if ($1 != last[$2]) {{ previous[$2] = last[$2]; last[$2] = $1 }} }}
+    END {{
+      for (path in last) {{ print last[path]; print previous[path] }}
+    }}' "$store/history" > "$work/kept"
+  for name in "$@"; do printf '%s\n' "$name"; done >> "$work/kept"
+  for path in "$store"/sha256-*; do
+    grep -qxF -e "${{path##*/}}" "$work/kept" || rm -f -- "$path"
+  done
+}}"""
