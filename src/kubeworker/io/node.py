@@ -1,0 +1,426 @@
+"""One node over SSH. The only file that knows asyncssh; its errors come out as NodeUnreachable and the like.
+
+A connection is made once per node and run; each `run` is one channel on it. Host keys are always checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncssh
+
+from kubeworker.core.spec import NodeSpec, Ssh
+from kubeworker.errors import CredentialsError, NodeError, NodeUnreachable
+
+UNANSWERED_KEEPALIVES = 3
+"""After so many the connection counts as lost."""
+
+# AES-GCM runs on the CPU's own instructions and needs no MAC of its own: an upload is not bound by the cipher.
+_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr")
+# No post-quantum exchange first: it costs a connection some milliseconds and guards nothing that outlives the run.
+_KEY_EXCHANGES = (
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha256",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a script on a node left: its output, and its exit status."""
+
+    stdout: str
+    stderr: str
+    status: int
+
+
+class Node(Protocol):
+    """A machine that scripts can be run on as root."""
+
+    @property
+    def name(self) -> str:
+        """The node's name in cluster.yaml."""
+        ...
+
+    async def run(
+        self,
+        script: str,
+        *,
+        stdin: bytes | AsyncIterable[bytes] = b"",
+        timeout: float = 300,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Result:
+        """Run the script as root by sh, over one channel; it finds `stdin` on its standard input.
+
+        `on_line` gets each line of standard output as it arrives. Raises NodeUnreachable when the connection is lost
+        or sudo refuses, NodeError after `timeout` seconds. A script whose caller is gone goes on to its end.
+        """
+        ...
+
+    def forward(self, host: str, port: int) -> AbstractAsyncContextManager[int]:
+        """A TCP port on 127.0.0.1 that leads to host:port as the node sees it, while the context lasts."""
+        ...
+
+    async def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+async def connect(node: NodeSpec, ssh: Ssh, *, accept_new_host_keys: bool = False) -> Node:
+    """Log in to a node; NodeUnreachable says what is in the way.
+
+    cluster.yaml comes before ~/.ssh/config, the node's own `ssh` before the common one. A host key that is in no
+    known_hosts file is accepted (and written there) only with `accept_new_host_keys`; a changed one never.
+    """
+    own = node.ssh
+    way = _Way(
+        subject=node.name,
+        host=own.host or node.address,
+        port=own.port or ssh.port,
+        user=own.user or ssh.user,
+        identity=own.identity or ssh.identity,
+        jump=own.jump or ssh.jump,
+        ssh=ssh,
+        accept_new=accept_new_host_keys,
+    )
+    connection, via = await _open(way)
+    return _SshNode(node.name, connection, via)
+
+
+class _SshNode:
+    """A Node over an asyncssh connection, and the jump hosts' connections it runs through."""
+
+    def __init__(
+        self, name: str, connection: asyncssh.SSHClientConnection, via: tuple[asyncssh.SSHClientConnection, ...]
+    ) -> None:
+        self._name = name
+        self._connection = connection
+        self._via = via
+        self._user: str = connection.get_extra_info("username")
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def run(
+        self,
+        script: str,
+        *,
+        stdin: bytes | AsyncIterable[bytes] = b"",
+        timeout: float = 300,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Result:
+        text = script.encode()
+        # The script comes by standard input: the process list shows neither it nor what it holds. head takes exactly
+        # its bytes and leaves the rest to the script.
+        shell = f"sh -c 'eval \"$(head -c {len(text)})\"'"
+        command = shell if self._user == "root" else f"sudo -n {shell}"
+        try:
+            async with asyncio.timeout(timeout):
+                result = await self._run(command, text, stdin, on_line)
+        except TimeoutError as error:
+            raise NodeError(
+                f"a script did not end within {timeout:g} s", subject=self._name, hint="it goes on to its own end"
+            ) from error
+        except (asyncssh.Error, OSError) as error:
+            raise self._lost(str(error)) from error
+        if self._user != "root" and result.status == 1 and result.stderr.startswith("sudo:"):
+            raise NodeUnreachable(
+                f"sudo refuses user {self._user}: {result.stderr.strip().splitlines()[0]}",
+                subject=self._name,
+                hint=f"allow it without a password: echo '{self._user} ALL=(ALL) NOPASSWD:ALL' > "
+                f"/etc/sudoers.d/{self._user}",
+            )
+        return result
+
+    async def _run(
+        self,
+        command: str,
+        text: bytes,
+        stdin: bytes | AsyncIterable[bytes],
+        on_line: Callable[[str], None] | None,
+    ) -> Result:
+        process: asyncssh.SSHClientProcess[bytes] = await self._connection.create_process(command, encoding=None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_feed(process.stdin, text, stdin))
+                output = group.create_task(_collect(process.stdout, on_line))
+                errors = group.create_task(process.stderr.read())
+            await process.wait_closed()
+        finally:
+            process.close()
+        if process.returncode is None:
+            raise self._lost("the channel was closed")
+        return Result(
+            stdout=output.result().decode("utf-8", "surrogateescape"),
+            stderr=errors.result().decode("utf-8", "replace"),
+            status=process.returncode,
+        )
+
+    def _lost(self, reason: str) -> NodeUnreachable:
+        return NodeUnreachable(
+            f"the connection was lost: {reason}",
+            subject=self._name,
+            hint="what ran on the node finishes or rolls back on its own; run the command again",
+        )
+
+    @asynccontextmanager
+    async def forward(self, host: str, port: int) -> AsyncIterator[int]:
+        listener = await self._connection.forward_local_port("127.0.0.1", 0, host, port)
+        try:
+            yield listener.get_port()
+        finally:
+            listener.close()
+            await listener.wait_closed()
+
+    async def close(self) -> None:
+        for connection in (self._connection, *self._via):
+            connection.close()
+            await connection.wait_closed()
+
+
+async def _feed(writer: asyncssh.SSHWriter[bytes], text: bytes, stdin: bytes | AsyncIterable[bytes]) -> None:
+    # A script that ends before it has read everything closes the channel; its exit status tells the rest.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, asyncssh.ConnectionLost):
+        writer.write(text)
+        if isinstance(stdin, bytes):
+            writer.write(stdin)
+        else:
+            async for chunk in stdin:
+                writer.write(chunk)
+                await writer.drain()
+        writer.write_eof()
+
+
+async def _collect(reader: asyncssh.SSHReader[bytes], on_line: Callable[[str], None] | None) -> bytes:
+    if on_line is None:
+        return await reader.read()
+    lines = []
+    async for line in reader:
+        lines.append(line)
+        on_line(line.decode("utf-8", "replace").rstrip("\n"))
+    return b"".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Logging in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How one machine (a node, or a jump host on the way to it) is reached."""
+
+    subject: str
+    host: str
+    port: int | None
+    user: str
+    identity: str
+    jump: str
+    ssh: Ssh
+    accept_new: bool
+
+    @property
+    def place(self) -> str:
+        return f"{self.host}:{self.port}" if self.port else self.host
+
+
+async def _open(way: _Way) -> tuple[asyncssh.SSHClientConnection, tuple[asyncssh.SSHClientConnection, ...]]:
+    """The connection, and those of the jump hosts it goes through (nearest first)."""
+    options = _options(way)
+    jump = way.jump or _configured(options, "ProxyJump")
+    via: tuple[asyncssh.SSHClientConnection, ...] = ()
+    if jump and jump != "none":
+        last, before = await _open(_jump_way(way, jump))
+        via = (last, *before)
+    try:
+        return await _login(way, options, via[0] if via else None), via
+    except BaseException:
+        for connection in via:
+            connection.close()
+        raise
+
+
+def _jump_way(way: _Way, jump: str) -> _Way:
+    """The last of `[USER@]HOST[:PORT],...`, reached through those before it."""
+    before, _, last = jump.rpartition(",")
+    user, _, place = last.rpartition("@")
+    host, colon, port = place.rpartition(":")
+    return _Way(
+        subject=way.subject,
+        host=(host if colon else place).strip("[]"),
+        port=int(port) if colon else None,
+        user=user,
+        identity=way.identity,
+        jump=before or "none",
+        ssh=way.ssh,
+        accept_new=way.accept_new,
+    )
+
+
+def _options(way: _Way) -> asyncssh.SSHClientConnectionOptions:
+    config = Path(way.ssh.config).expanduser()
+    given: dict[str, Any] = {}
+    if way.port is not None:
+        given["port"] = way.port
+    if way.user:
+        given["username"] = way.user
+    try:
+        given |= _identity(way)
+        return asyncssh.SSHClientConnectionOptions(
+            config=[str(config)] if config.exists() else None,
+            host=way.host,
+            # The jump host is connected to by `_open`, with the same keys and known hosts; asyncssh's own would not.
+            tunnel=None,
+            gss_kex=False,
+            gss_auth=False,
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            request_pty=False,
+            kex_algs=_KEY_EXCHANGES,
+            encryption_algs=_CIPHERS,
+            compression_algs=("none",),
+            connect_timeout=way.ssh.connect_timeout,
+            keepalive_interval=way.ssh.keepalive,
+            keepalive_count_max=UNANSWERED_KEEPALIVES,
+            **given,
+        )
+    except (asyncssh.ConfigParseError, asyncssh.KeyImportError, OSError, ValueError) as error:
+        raise CredentialsError(
+            f"can't be used for SSH: {error}", subject=way.identity or str(config), hint="check `ssh:` in cluster.yaml"
+        ) from error
+
+
+def _identity(way: _Way) -> dict[str, Any]:
+    if not way.identity:
+        return {}
+    path = Path(way.identity).expanduser()
+    try:
+        return {"client_keys": [asyncssh.read_private_key(path)], "agent_path": None}
+    except asyncssh.KeyEncryptionError as error:
+        # A key with a passphrase works where the agent holds it.
+        if not os.environ.get("SSH_AUTH_SOCK"):
+            raise CredentialsError(
+                "the key has a passphrase and no agent runs", subject=str(path), hint=f"ssh-add {path}"
+            ) from error
+        return {"client_keys": [], "agent_identities": [str(path.with_name(path.name + ".pub"))]}
+
+
+def _configured(options: asyncssh.SSHClientConnectionOptions, key: str) -> Any:
+    return options.config.get(key)
+
+
+async def _login(
+    way: _Way, options: asyncssh.SSHClientConnectionOptions, tunnel: asyncssh.SSHClientConnection | None
+) -> asyncssh.SSHClientConnection:
+    user = way.user or _configured(options, "User") or "root"
+    keys = _KnownHosts(way, options)
+    given = {"tunnel": tunnel} if tunnel is not None else {}
+    try:
+        return await asyncssh.connect(
+            way.host,
+            options=options,
+            username=user,
+            known_hosts=keys.known,
+            client_factory=lambda: _Client(keys),
+            **given,
+        )
+    except (TimeoutError, asyncssh.Error, OSError) as error:
+        raise _unreachable(way, user, keys, error) from error
+
+
+def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> NodeUnreachable:
+    match error:
+        case asyncssh.HostKeyNotVerifiable():
+            message, hint = keys.refusal or f"its host key was refused: {error}", keys.hint
+        case asyncssh.PermissionDenied():
+            message = f"{way.place} refuses the key for user {user}"
+            hint = "check `ssh.user` and `ssh.identity`, or the agent (ssh-add -l)"
+        case TimeoutError():
+            message = f"{way.place} does not answer within {way.ssh.connect_timeout:g} s"
+            hint = "is the machine up, and the address right? A firewall may drop packets to this port."
+        case ConnectionRefusedError():
+            message, hint = f"{way.place} refuses connections", "is sshd running, and on this port?"
+        case socket.gaierror():
+            message, hint = f"the name {way.host} is not known: {error}", "check `ssh.host`, DNS and /etc/hosts"
+        case asyncssh.ChannelOpenError():
+            message = f"the jump host can't reach {way.place}: {error.reason}"
+            hint = "check the address as the jump host sees it, and AllowTcpForwarding there"
+        case asyncssh.ConnectionLost():
+            message = f"{way.place} closed the connection during the login"
+            hint = "is it sshd that listens there? With many nodes at once MaxStartups of a jump host may be too low."
+        case _:
+            message, hint = f"{way.place}: {error}", f"try: ssh {user}@{way.host}"
+    return NodeUnreachable(message, subject=way.subject, hint=hint)
+
+
+class _Client(asyncssh.SSHClient):
+    """Asked about a host key that no known_hosts file holds."""
+
+    def __init__(self, keys: _KnownHosts) -> None:
+        self._keys = keys
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        return self._keys.accepts(host, addr, port, key)
+
+
+class _KnownHosts:
+    """The known_hosts files that count for one machine, and the decision about a key that is not in them."""
+
+    def __init__(self, way: _Way, options: asyncssh.SSHClientConnectionOptions) -> None:
+        configured = _configured(options, "UserKnownHostsFile")
+        # cluster.yaml's own word comes first, then ~/.ssh/config's, then the default. "none" there does not switch
+        # the check off.
+        own = "known_hosts" in way.ssh.model_fields_set or not configured
+        self._files = tuple(Path(name).expanduser() for name in ((way.ssh.known_hosts,) if own else configured))
+        self._alias = _configured(options, "HostKeyAlias") or ""
+        self._accept_new = way.accept_new
+        self.refusal = ""
+        self.hint = ""
+        self.known = asyncssh.import_known_hosts("".join(map(_text, self._files)))
+
+    def accepts(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        name = self._alias or host
+        known, authorities, *_ = self.known.match(name, "" if self._alias else addr, port if port != 22 else None)
+        entry = name if port == 22 else f"[{name}]:{port}"
+        file = self._files[0]
+        if known or authorities:
+            self.refusal = f"{entry} shows another host key ({key.get_fingerprint()}) than the one in {file}"
+            self.hint = f"somebody may be in between; if the machine was reinstalled: ssh-keygen -f {file} -R '{entry}'"
+            return False
+        if not self._accept_new:
+            self.refusal = f"the host key of {entry} ({key.get_fingerprint()}) is not in {file}"
+            self.hint = "compare the fingerprint and add it with ssh-keyscan, or use --accept-new-host-keys"
+            return False
+        _append(file, f"{entry} {key.export_public_key().decode().strip()}\n")
+        return True
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise CredentialsError(f"can't be read: {error}", subject=str(path), hint="check `ssh.known_hosts`") from error
+    return text if text.endswith("\n") or not text else text + "\n"
+
+
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        file.seek(0)
+        text = file.read()
+        if line not in text.splitlines(keepends=True):
+            file.write(("\n" if text and not text.endswith("\n") else "") + line)
