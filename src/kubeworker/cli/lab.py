@@ -44,6 +44,16 @@ def up(
 
 
 @app.command
+def prepare(*, json_events: JsonEvents = False) -> None:
+    """Fill the caches (root file system, all binaries) without booting anything."""
+    from kubeworker import lab
+    from kubeworker.cli.report import reporting
+
+    with reporting(json_events=json_events) as report:
+        lab.prepare(report=report)
+
+
+@app.command
 def down(
     *,
     name: Name = DEFAULT,
@@ -127,7 +137,3 @@ def _show(found: LabState) -> None:
     for machine in document["machines"]:
         power = "on" if machine["running"] else "off"
         print(f"  {machine['name']:<12} {machine['address']:<15} {power:<4} {', '.join(machine['roles'])}")
-
-
-if __name__ == "__main__":
-    app()

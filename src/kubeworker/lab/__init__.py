@@ -4,7 +4,7 @@
 CA and admin kubeconfig that the tool then uses. The rest of the tool knows nothing of the lab.
 """
 
-from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, running, up
+from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, prepare, running, up
 from kubeworker.lab.machine import run
 from kubeworker.lab.state import LabState, Machine
 
@@ -15,6 +15,7 @@ __all__ = [
     "down",
     "find",
     "names",
+    "prepare",
     "run",
     "running",
     "up",

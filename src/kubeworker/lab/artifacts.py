@@ -46,13 +46,20 @@ def _etcd(version: str) -> Artifact:
     )
 
 
-async def fetch(cluster_file: Path, report: Reporter) -> Mapping[str, Path]:
-    """The binaries' files by name, from the sources that the cluster file names; ArtifactError if none has one."""
+async def fetch(cluster_file: Path, report: Reporter, *, workers_too: bool = False) -> Mapping[str, Path]:
+    """The control plane's binaries by name, from the sources in the cluster file; ArtifactError if none has them.
+
+    `workers_too` gets what the nodes' components need into the cache as well.
+    """
+    from kubeworker.components import discover
+    from kubeworker.core import desired
     from kubeworker.flow import artifacts
     from kubeworker.io.blob_store import BlobStore
     from kubeworker.io.cluster_file import load
 
     cluster = load(cluster_file)
-    blobs = await artifacts.resolve(cluster_file, cluster, control_plane(cluster.versions), report=report)
+    wanted = control_plane(cluster.versions)
+    others = desired.artifacts(cluster, discover()) if workers_too else ()
+    blobs = await artifacts.resolve(cluster_file, cluster, (*wanted, *others), report=report)
     store = BlobStore.default()
-    return {name: store.path(blob) for name, blob in blobs.items()}
+    return {artifact.name: store.path(blobs[artifact.name]) for artifact in wanted}

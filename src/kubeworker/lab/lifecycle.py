@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import ssl
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -76,6 +77,20 @@ def up(
         for each in lab.control_plane:
             _wait_for_apiserver(lab, each)
         return lab
+
+
+def prepare(*, report: Reporter = silent) -> None:
+    """Fill the caches with all that a lab and the tool's work on it need, but boot nothing."""
+    host.require_root()
+    host.install_packages(host.missing_packages())
+    rootfs.ensure(state.cache_folder(), report)
+    subnet = "10.77.0.0/24"
+    with tempfile.TemporaryDirectory(prefix="kubeworker-lab-") as folder:
+        lab = LabState(
+            name="prepare", folder=Path(folder), subnet=subnet, machines=state.plan_machines(subnet, workers=0)
+        )
+        lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), ()))
+        asyncio.run(artifacts.fetch(lab.cluster_yaml, report, workers_too=True))
 
 
 def down(name: str = "default", *, labs: Path | None = None, report: Reporter = silent) -> None:
@@ -277,9 +292,12 @@ def _write_cluster_yaml(lab: LabState, archives: tuple[str, ...]) -> None:
     listed = "\n".join(f"{each.name} {each.address}" for each in lab.machines)
     if lab.cluster_yaml.exists() and marker.exists() and marker.read_text() == listed:
         return
-    traits = cluster_yaml.HostTraits(sys_resource=host.has_sys_resource(), ipvs=host.has_ipvs())
-    lab.cluster_yaml.write_text(cluster_yaml.render(lab, traits, archives))
+    lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), archives))
     marker.write_text(listed)
+
+
+def _traits() -> cluster_yaml.HostTraits:
+    return cluster_yaml.HostTraits(sys_resource=host.has_sys_resource(), ipvs=host.has_ipvs())
 
 
 def _wait_for_ssh(lab: LabState, each: Machine) -> None:
