@@ -1,0 +1,208 @@
+"""`plan`: what would change on every node and in the cluster, as the values that `apply` executes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from kubeworker.core import actions, desired, joined, preflight, probe
+from kubeworker.core.actions import StagePlan
+from kubeworker.core.component import Facts, Peer
+from kubeworker.core.diff import diff
+from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.model import NodeState
+from kubeworker.core.observed import Observed, parse
+from kubeworker.core.preflight import Finding
+from kubeworker.core.spec import NodeSpec
+from kubeworker.errors import KubeworkerError, NodeUnreachable
+from kubeworker.flow import join
+from kubeworker.flow.events import NodeStarted, Reporter
+from kubeworker.flow.join import ClusterPlan as ObjectPlan
+from kubeworker.flow.session import Request, Session, open_session
+from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """One node's part: its stages, or why there are none."""
+
+    name: str
+    stages: tuple[StagePlan, ...] = ()
+    deferred: tuple[str, ...] = ()
+    """What follows later in the same run: `path: reason`."""
+    warnings: tuple[str, ...] = ()
+    state: NodeState | None = field(default=None, repr=False)
+    """The desired state that the stages lead to; None where the node could not be looked at."""
+    joining: bool = False
+    error: KubeworkerError | None = None
+
+    @property
+    def status(self) -> str:
+        """ok, failed or unreachable, as in the JSON form."""
+        match self.error:
+            case None:
+                return "ok"
+            case NodeUnreachable():
+                return "unreachable"
+            case _:
+                return "failed"
+
+    @property
+    def changes(self) -> int:
+        """How many actions."""
+        return sum(len(stage.actions) for stage in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """The node as `plan --json` prints it."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "actions": [actions.as_json(action) for stage in self.stages for action in stage.actions],
+            "deferred": list(self.deferred),
+            "warnings": list(self.warnings),
+            "error": self.error.as_json() if self.error else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What would change. `apply` executes exactly these values."""
+
+    nodes: tuple[NodePlan, ...]
+    objects: ObjectPlan = ObjectPlan()
+    credential: str = ""
+    """Why kube-proxy's client certificate is issued or renewed; empty when it is kept."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> int:
+        """Actions on nodes, on the cluster's objects, and the certificate to issue."""
+        return sum(node.changes for node in self.nodes) + len(self.objects.actions) + bool(self.credential)
+
+    @property
+    def exit_code(self) -> int:
+        """0 nothing to do, 1 a node can't be planned, 2 changes pending, 4 nodes unreachable."""
+        statuses = {node.status for node in self.nodes}
+        if "failed" in statuses:
+            return 1
+        if "unreachable" in statuses:
+            return 4
+        return 2 if self.changes else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable machine-readable form (design.md)."""
+        return {
+            "changes": self.changes,
+            "nodes": [node.as_json() for node in self.nodes],
+            "cluster": {"actions": self._cluster_actions()},
+            "warnings": list(self.warnings),
+        }
+
+    def _cluster_actions(self) -> list[dict[str, str]]:
+        shown = [
+            {"kind": each.kind, "subject": each.subject, "reason": each.reason, "diff": each.diff}
+            for each in self.objects.actions
+        ]
+        if self.credential:
+            subject = "system:kube-proxy"
+            shown.append({"kind": "issue-certificate", "subject": subject, "reason": self.credential, "diff": ""})
+        return shown
+
+
+async def plan(request: Request, report: Reporter) -> Plan:
+    """Open everything, look, compare, close. Changes nothing."""
+    async with open_session(request, report) as session:
+        return await make_plan(session)
+
+
+async def make_plan(session: Session) -> Plan:
+    """Look at the nodes and the API and compare with what is wanted."""
+    looked = await observe(session)
+    seen = {name: outcome.value for name, outcome in looked.items() if isinstance(outcome, Ok)}
+    now = datetime.now(UTC)
+    joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
+    objects = await join.plan_cluster(session.kube, session.cluster, joining, now=now) if session.kube else ObjectPlan()
+    findings = preflight.preflight(
+        {name: _state(session, name, Facts()) for name in seen}, seen, skew_reference=now.timestamp()
+    )
+    nodes = tuple(
+        _node_plan(session, node, looked[node.name], objects, joining=node.name in joining, findings=findings)
+        for node in session.selected
+    )
+    return Plan(
+        nodes=nodes,
+        objects=objects,
+        credential="" if session.proxy.status == "kept" else session.proxy.reason,
+        warnings=(
+            *desired.warnings(session.cluster, session.registry),
+            *objects.warnings,
+            *((f"no kube-apiserver answers: {session.trouble}; nodes can't join",) if session.trouble else ()),
+        ),
+    )
+
+
+async def observe(session: Session) -> Mapping[str, Outcome[Observed]]:
+    """One probe, one channel, for each node that can be reached."""
+
+    async def work(name: str) -> Observed:
+        connection = session.connection(name)
+        session.report(NodeStarted(node=name, what="observe"))
+        text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash)
+        return parse(name, (await connection.run(text)).stdout)
+
+    names = tuple(node.name for node in session.selected)
+    return await fan_out(names, work, limit=session.cluster.ssh.concurrency)
+
+
+def _state(session: Session, name: str, facts: Facts, token: str = "") -> NodeState:
+    return session.inputs(token).state(session.cluster.node(name), facts)
+
+
+def _node_plan(
+    session: Session,
+    node: NodeSpec,
+    looked: Outcome[Observed],
+    objects: ObjectPlan,
+    *,
+    joining: bool,
+    findings: Sequence[Finding],
+) -> NodePlan:
+    match looked:
+        case Failed(error=error):
+            return NodePlan(name=node.name, error=error)
+        case Ok(value=observed):
+            pass
+    own = [finding for finding in findings if finding.node == node.name]
+    faults = [finding for finding in own if finding.severity == "error"]
+    if faults:
+        return NodePlan(name=node.name, error=preflight.failure(node.name, faults))
+    facts = Facts(
+        joined=not joining,
+        pod_cidr=_pod_cidr(objects.nodes, node.name),
+        peers=_peers(session, objects.nodes, node.name),
+        resolv_conf=observed.resolv_conf,
+    )
+    state = _state(session, node.name, facts, objects.token(node.name))
+    return NodePlan(
+        name=node.name,
+        stages=diff(state, observed),
+        deferred=tuple(f"{each.path}: {each.reason}" for stage in state.stages for each in stage.deferred),
+        warnings=tuple(finding.message for finding in own if finding.severity != "error"),
+        state=state,
+        joining=joining,
+    )
+
+
+def _pod_cidr(nodes: Sequence[NodeStatus], name: str) -> str:
+    return next((node.pod_cidr for node in nodes if node.name == name), "")
+
+
+def _peers(session: Session, nodes: Sequence[NodeStatus], name: str) -> tuple[Peer, ...]:
+    addresses = {node.name: node.address for node in session.cluster.nodes}
+    return tuple(
+        Peer(name=each.name, address=addresses[each.name], pod_cidr=each.pod_cidr)
+        for each in sorted(nodes, key=lambda each: each.name)
+        if each.name != name and each.name in addresses and each.pod_cidr
+    )

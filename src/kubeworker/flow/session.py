@@ -1,0 +1,172 @@
+"""What every verb opens first: cluster.yaml, credentials, artifacts, the API, and an SSH connection to each node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from kubeworker.components import discover
+from kubeworker.core import desired
+from kubeworker.core.component import Archive, Credentials
+from kubeworker.core.desired import Inputs, Registry
+from kubeworker.core.model import Blob
+from kubeworker.core.pki import Ca
+from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.errors import ApiUnreachable, InputError
+from kubeworker.flow import artifacts, credentials
+from kubeworker.flow.credentials import KubeProxyCredential
+from kubeworker.flow.events import Reporter
+from kubeworker.io import cluster_file, node, oci_archive
+from kubeworker.io.blob_store import BlobStore
+from kubeworker.io.fleet import Ok, Outcome, fan_out
+from kubeworker.io.kube import Kube
+from kubeworker.io.node import Node
+
+PROXY_CERTIFICATE_LIFETIME = timedelta(days=3650)
+"""kube-proxy's client certificate; never beyond the CA's own end (the guide's ca-config.json: 87600h)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the operator asked for, whatever the verb."""
+
+    cluster_file: Path
+    nodes: tuple[str, ...] = ()
+    """Only these nodes; empty: all."""
+    rehash: bool = False
+    """Hash every file on the nodes again, whatever their index says."""
+    accept_new_host_keys: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Everything that a run works with. Nodes that can't be reached are outcomes, not errors."""
+
+    request: Request
+    cluster: ClusterFile
+    registry: Registry
+    selected: tuple[NodeSpec, ...]
+    ca: Ca = field(repr=False)
+    proxy: KubeProxyCredential = field(repr=False)
+    blobs: Mapping[str, Blob]
+    archives: Mapping[str, Archive]
+    store: BlobStore
+    kube: Kube | None
+    """None: no kube-apiserver answers, and `trouble` says why."""
+    trouble: str = ""
+    connections: Mapping[str, Outcome[Node]]
+    report: Reporter
+
+    def inputs(self, bootstrap_token: str = "") -> Inputs:
+        """What a node's desired state is computed from."""
+        return Inputs(
+            cluster=self.cluster,
+            registry=self.registry,
+            blobs=self.blobs,
+            archives=self.archives,
+            credentials=Credentials(
+                ca_cert=self.ca.pem,
+                kube_proxy_cert=self.proxy.cert,
+                kube_proxy_key=self.proxy.key,
+                bootstrap_token=bootstrap_token,
+            ),
+        )
+
+    def connection(self, name: str) -> Node:
+        """The node's connection; its error where it has none."""
+        match self.connections[name]:
+            case Ok(value=connected):
+                return connected
+            case failed:
+                raise failed.error
+
+
+@asynccontextmanager
+async def open_session(request: Request, report: Reporter) -> AsyncIterator[Session]:
+    """Read the input, then get artifacts, the API and the nodes' connections side by side; closes what it opened."""
+    registry = discover()
+    cluster = cluster_file.load(request.cluster_file, registry)
+    chosen = select(cluster, request.nodes)
+    now = datetime.now(UTC)
+    ca = credentials.load_ca(cluster, now=now)
+    proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=PROXY_CERTIFICATE_LIFETIME)
+    store = BlobStore.default()
+    async with AsyncExitStack() as stack:
+        kube, connections, blobs = await _open(request, cluster, registry, chosen, store, stack, report)
+        yield Session(
+            request=request,
+            cluster=cluster,
+            registry=registry,
+            selected=chosen,
+            ca=ca,
+            proxy=proxy,
+            blobs=blobs,
+            archives={path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)},
+            store=store,
+            kube=kube if isinstance(kube, Kube) else None,
+            trouble="" if isinstance(kube, Kube) else str(kube),
+            connections=connections,
+            report=report,
+        )
+
+
+def select(cluster: ClusterFile, names: Sequence[str]) -> tuple[NodeSpec, ...]:
+    """The nodes of these names, in the file's order; InputError for a name that is not in it."""
+    known = [each.name for each in cluster.nodes]
+    for name in names:
+        if name not in known:
+            raise InputError(f"there is no node {name!r}", subject="--node", hint=f"nodes: {', '.join(known)}")
+    return tuple(each for each in cluster.nodes if not names or each.name in names)
+
+
+async def connect_kube(cluster: ClusterFile) -> Kube | ApiUnreachable:
+    """The API, or why none answers: a run goes on without one under the node locks alone."""
+    try:
+        return await Kube.connect(
+            Path(cluster.cluster.kubeconfig), cluster.cluster.apiservers, Path(cluster.cluster.ca.cert)
+        )
+    except ApiUnreachable as error:
+        return error
+
+
+async def connect_nodes(
+    cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack, *, accept_new_host_keys: bool
+) -> dict[str, Outcome[Node]]:
+    """A connection to each node, closed with the stack."""
+    specs = {each.name: each for each in chosen}
+
+    async def work(name: str) -> Node:
+        connected = await node.connect(specs[name], cluster.ssh, accept_new_host_keys=accept_new_host_keys)
+        stack.push_async_callback(connected.close)
+        return connected
+
+    return await fan_out(tuple(specs), work, limit=cluster.ssh.concurrency)
+
+
+async def _open(
+    request: Request,
+    cluster: ClusterFile,
+    registry: Registry,
+    chosen: Sequence[NodeSpec],
+    store: BlobStore,
+    stack: AsyncExitStack,
+    report: Reporter,
+) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob]]:
+    async def reach_api() -> Kube | ApiUnreachable:
+        reached = await connect_kube(cluster)
+        if isinstance(reached, Kube):
+            stack.push_async_callback(reached.close)
+        return reached
+
+    async with asyncio.TaskGroup() as group:
+        api = group.create_task(reach_api())
+        nodes = group.create_task(
+            connect_nodes(cluster, chosen, stack, accept_new_host_keys=request.accept_new_host_keys)
+        )
+        wanted = desired.artifacts(cluster, registry)
+        blobs = group.create_task(artifacts.resolve(request.cluster_file, cluster, wanted, report=report, store=store))
+    return api.result(), nodes.result(), blobs.result()

@@ -1,0 +1,67 @@
+"""OCI image archives (hides tarfile): what images an archive on the control host holds, and its bytes in the store.
+
+The image's name is the annotation that containerd writes and reads (io.containerd.image.name), else the OCI one.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+from kubeworker.core.component import Archive
+from kubeworker.core.model import Blob
+from kubeworker.errors import ArtifactError, InputError
+from kubeworker.io.blob_store import BlobStore
+
+NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+
+
+def read(path: Path, store: BlobStore) -> Archive:
+    """The archive's image names, and its bytes in the store. Raises what `references` raises."""
+    return Archive(references=references(path), blob=_stored(path, store))
+
+
+def references(path: Path) -> tuple[str, ...]:
+    """Full names of the archive's images. InputError where there is no such file, ArtifactError where it is no OCI
+    archive or names no image."""
+    if not path.is_file():
+        raise InputError(
+            "no such file",
+            subject=str(path),
+            hint="components.containerd.preload_images in cluster.yaml names OCI archives on this machine",
+        )
+    try:
+        with tarfile.open(path) as archive:
+            member = archive.extractfile("index.json")
+            index = json.loads(member.read()) if member else {}
+    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+        raise _no_archive(path, str(error)) from error
+    names = tuple(name for manifest in index.get("manifests", ()) if (name := _name(manifest.get("annotations") or {})))
+    if not names:
+        raise _no_archive(path, "its index.json names no image")
+    return names
+
+
+def _stored(path: Path, store: BlobStore) -> Blob:
+    """The archive's blob; it is copied and hashed again only when the file has changed."""
+    stat = path.stat()
+    key = ("archive", str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(stat.st_ino))
+    known = store.recall(key)
+    if known is not None and store.has(known):
+        return known
+    blob = store.add_file(path)
+    store.remember(key, blob)
+    return blob
+
+
+def _name(annotations: dict[str, str]) -> str:
+    return next((annotations[key] for key in NAME_ANNOTATIONS if annotations.get(key)), "")
+
+
+def _no_archive(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"is not an OCI image archive: {why}",
+        subject=str(path),
+        hint="make one with: ctr images export FILE IMAGE, or skopeo copy ... oci-archive:FILE:IMAGE",
+    )
