@@ -15,9 +15,13 @@ from kubeworker.core.kube_views import Document, PodStatus
 NAMESPACE = "default"
 """A namespace of its own would need the controller-manager, and seconds, to go away again."""
 
-MANAGED_BY = ("app.kubernetes.io/managed-by", "kubeworker-verify")
+LABELS = {"app.kubernetes.io/managed-by": "kubeworker-verify"}
+"""What everything that any run made carries."""
+
 RUN_LABEL = "kubeworker.dev/verify-run"
-SELECTOR = "=".join(MANAGED_BY)
+
+KINDS = ("Pod", "ClusterRoleBinding", "ServiceAccount")
+"""What a run makes, in the order in which it is removed."""
 
 STALE = timedelta(minutes=10)
 """Older objects with our label belong to a run that was killed; no run lasts that long."""
@@ -67,9 +71,9 @@ class Run:
         return f"kubeworker-verify-{self.id}-{node}"[:253].rstrip("-.")
 
     @property
-    def selector(self) -> str:
-        """Selects what this run made."""
-        return f"{SELECTOR},{RUN_LABEL}={self.id}"
+    def labels(self) -> dict[str, str]:
+        """What everything that this run made carries."""
+        return LABELS | {RUN_LABEL: self.id}
 
 
 def service_account(run: Run, name: str) -> Document:
@@ -154,4 +158,4 @@ def will_not_run(pod: PodStatus) -> bool:
 
 
 def _metadata(run: Run, name: str) -> dict[str, Any]:
-    return {"name": name, "labels": {MANAGED_BY[0]: MANAGED_BY[1], RUN_LABEL: run.id}}
+    return {"name": name, "labels": run.labels}

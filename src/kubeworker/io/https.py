@@ -45,7 +45,7 @@ def tls_context(ca: bytes, *, cert: bytes = b"", key: bytes = b"") -> ssl.SSLCon
 
 
 async def get(
-    url: str, *, port: int, context: ssl.SSLContext, token: str = "", timeout: float = 5
+    url: str, *, port: int, context: ssl.SSLContext, authorization: str = "", timeout: float = 5
 ) -> Answer | NoAnswer:
     """GET `url` over a connection to 127.0.0.1:`port`, which leads to the URL's address.
 
@@ -54,7 +54,7 @@ async def get(
     """
     parts = urlsplit(url)
     local = urlunsplit(parts._replace(netloc=f"127.0.0.1:{port}"))
-    headers = {"Host": parts.netloc} | ({"Authorization": f"Bearer {token}"} if token else {})
+    headers = {"Host": parts.netloc} | ({"Authorization": authorization} if authorization else {})
     peer = b""
     try:
         async with (

@@ -22,7 +22,6 @@ def test_every_object_carries_the_label_and_the_run() -> None:
             "app.kubernetes.io/managed-by": "kubeworker-verify",
             "kubeworker.dev/verify-run": "abc123",
         }
-    assert RUN.selector == "app.kubernetes.io/managed-by=kubeworker-verify,kubeworker.dev/verify-run=abc123"
 
 
 def test_only_the_accounts_with_rights_are_bound() -> None:

@@ -72,9 +72,14 @@ async def test_a_client_certificate_is_shown() -> None:
         assert isinstance(await get("https://192.0.2.7/", port=port, context=bare), NoAnswer)
 
 
-async def test_a_token_goes_into_the_authorization_header() -> None:
+async def test_credentials_go_into_the_authorization_header() -> None:
     async with server(None) as (port, heads):
-        await get("http://192.0.2.7:10249/metrics", port=port, context=ssl.create_default_context(), token="t0k3n")
+        await get(
+            "http://192.0.2.7:10249/metrics",
+            port=port,
+            context=ssl.create_default_context(),
+            authorization="Bearer t0k3n",
+        )
     assert b"authorization: bearer t0k3n\r\n" in heads[0].lower()
 
 

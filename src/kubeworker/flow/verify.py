@@ -1,0 +1,249 @@
+"""`verify`: prove on the live cluster that every node works, check by check.
+
+All nodes at once, all checks of a node at once; a check that fails costs no other one its verdict.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from cryptography import x509
+
+from kubeworker.core import check_script, desired
+from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
+from kubeworker.core.component import Archive, Credentials, Facts, Peer
+from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches
+from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.core.verify_objects import Run, default_image
+from kubeworker.errors import ApiError, NodeUnreachable, SpecError
+from kubeworker.flow import checks_cluster, checks_http
+from kubeworker.flow.checks_cluster import ClusterView, Shared
+from kubeworker.flow.credentials import load_ca_certificate
+from kubeworker.flow.events import CheckDone, NodeDone, NodeStarted, Reporter, silent
+from kubeworker.flow.verify_access import Access, connected, granted
+from kubeworker.io import node as ssh
+from kubeworker.io import oci_archive
+from kubeworker.io.blob_store import BlobStore
+from kubeworker.io.fleet import Failed, Ok, fan_out
+from kubeworker.io.https import tls_context
+from kubeworker.io.kube import Kube
+from kubeworker.io.node import Node
+
+PROBE_SECONDS = 20.0
+"""How long the probe script may take: its commands stop after 10 s."""
+
+Work: TypeAlias = Callable[[Node], Awaitable[tuple[Verdict, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator asked for."""
+
+    nodes: tuple[str, ...] = ()
+    """Only these; () means all."""
+    image: str = ""
+    """For the pods; it needs `sh`. Default: the first preloaded image that is no pause image."""
+    accept_new_host_keys: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Session:
+    """What the checks of all nodes share in one run."""
+
+    cluster: ClusterFile
+    registry: desired.Registry
+    archives: Mapping[str, Archive]
+    ca: bytes = field(repr=False)
+    run: Run
+    image: str
+    kube: Kube | ApiError
+    access: Access
+    view: Shared[ClusterView]
+    peers: tuple[Peer, ...]
+    accept_new_host_keys: bool
+
+
+async def verify(
+    cluster: ClusterFile, registry: desired.Registry, options: Options, report: Reporter = silent
+) -> VerifyReport:
+    """Make every check on every node asked for.
+
+    Raises InputError (an unknown node; a CA, kubeconfig or archive that can't be used); all else is in the report.
+    """
+    nodes = _chosen(cluster, options.nodes)
+    ca = load_ca_certificate(cluster, now=datetime.now(UTC))
+    archives = _archives(cluster, registry)
+    run = Run(id=secrets.token_hex(4))
+    files = cluster.cluster
+    connect = partial(Kube.connect, Path(files.kubeconfig), files.apiservers, Path(files.ca.cert))
+    async with connected(connect) as kube, granted(kube, run, tls_context(ca)) as access:
+        view = Shared(partial(_view, kube))
+        session = _Session(
+            cluster=cluster,
+            registry=registry,
+            archives=archives,
+            ca=ca,
+            run=run,
+            image=options.image or default_image(name for each in archives.values() for name in each.references),
+            kube=kube,
+            access=access,
+            view=view,
+            peers=await _peers(cluster, view),
+            accept_new_host_keys=options.accept_new_host_keys,
+        )
+        names = tuple(node.name for node in nodes)
+        outcomes = await fan_out(names, partial(_verify_node, session, report), limit=cluster.ssh.concurrency)
+    return VerifyReport(nodes=tuple(_report(session, node, outcomes[node.name]) for node in nodes))
+
+
+def _chosen(cluster: ClusterFile, names: tuple[str, ...]) -> tuple[NodeSpec, ...]:
+    known = {node.name for node in cluster.nodes}
+    for name in names:
+        if name not in known:
+            raise SpecError("cluster.yaml has no such node", subject=name, hint=f"it has {', '.join(sorted(known))}")
+    return tuple(node for node in cluster.nodes if not names or node.name in names)
+
+
+def _archives(cluster: ClusterFile, registry: desired.Registry) -> dict[str, Archive]:
+    store = BlobStore.default()
+    return {path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)}
+
+
+async def _view(kube: Kube | ApiError) -> ClusterView:
+    if isinstance(kube, ApiError):
+        raise kube
+    return await checks_cluster.view(kube)
+
+
+async def _peers(cluster: ClusterFile, view: Shared[ClusterView]) -> tuple[Peer, ...]:
+    """The nodes that have a pod network; () while the API does not answer."""
+    try:
+        seen = (await view.get()).nodes
+    except ApiError:
+        return ()
+    return tuple(
+        Peer(name=node.name, address=node.address, pod_cidr=seen[node.name].pod_cidr)
+        for node in cluster.nodes
+        if node.name in seen
+    )
+
+
+def _checks(session: _Session, node: NodeSpec) -> tuple[Check, ...]:
+    """Every check of one node, in the order of its components."""
+    return desired.checks(
+        session.cluster,
+        node,
+        registry=session.registry,
+        archives=session.archives,
+        credentials=Credentials(ca_cert=session.ca),
+        facts=Facts(
+            joined=True,
+            pod_cidr=next((peer.pod_cidr for peer in session.peers if peer.name == node.name), ""),
+            peers=tuple(peer for peer in session.peers if peer.name != node.name),
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# One node
+
+
+async def _verify_node(session: _Session, report: Reporter, name: str) -> tuple[Verdict, ...]:
+    """Every verdict on one node. Raises NodeUnreachable."""
+    spec = session.cluster.node(name)
+    report(NodeStarted(node=name, what="verify"))
+    started = time.monotonic()
+    checks = _checks(session, spec)
+    groups = dict(_groups(session, spec, checks))
+    node = await ssh.connect(spec, session.cluster.ssh, accept_new_host_keys=session.accept_new_host_keys)
+    try:
+        outcomes = await fan_out(tuple(groups), lambda group: groups[group](node), limit=len(groups))
+    finally:
+        await node.close()
+    verdicts: dict[str, Verdict] = {}
+    for group, outcome in outcomes.items():
+        match outcome:
+            case Ok(value=value):
+                verdicts |= {verdict.id: verdict for verdict in value}
+            case Failed(error=error):
+                verdicts |= {check.id: failed(check, f"not tried: {error.message}") for check in group}
+    ordered = tuple(verdicts[check.id] for check in checks)
+    for verdict in ordered:
+        report(CheckDone(node=name, id=verdict.id, status=verdict.status, detail=verdict.detail))
+    bad = sum(verdict.status == "failed" for verdict in ordered)
+    detail = f"{bad} of {len(ordered)} checks failed" if bad else f"{len(ordered)} checks passed"
+    report(NodeDone(node=name, status="failed" if bad else "ok", detail=detail, seconds=time.monotonic() - started))
+    return ordered
+
+
+def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Iterator[tuple[tuple[Check, ...], Work]]:
+    """The checks that are made together, and how: one probe script, one pod, everything else on its own."""
+    local = tuple(check for check in checks if isinstance(check, LOCAL))
+    pods = tuple(check for check in checks if isinstance(check, ClusterCheck) and check.id.startswith("pod."))
+    yield local, partial(_probe, session, local)
+    yield pods, partial(_pod, session, spec, pods)
+    for check in checks:
+        match check:
+            case Http():
+                yield (check,), partial(_http, session, check)
+            case ProxyReaches():
+                yield (check,), partial(_reaches, session, check)
+            case ClusterCheck(id="service.kubernetes"):
+                yield (check,), partial(_service, session, check)
+            case ClusterCheck() if check not in pods:
+                yield (check,), partial(_cluster, session, spec, check)
+            case _:
+                pass
+
+
+async def _probe(session: _Session, checks: tuple[LocalCheck, ...], node: Node) -> tuple[Verdict, ...]:
+    answer = await node.run(check_script.script(checks), timeout=PROBE_SECONDS)
+    if answer.status != 0:
+        return tuple(failed(check, f"not tried: the probe failed: {answer.stderr.strip()[-300:]}") for check in checks)
+    seen = check_script.parse(answer.stdout)
+    ca = x509.load_pem_x509_certificate(session.ca)
+    now = datetime.now(UTC)
+    return tuple(judge(check, seen, ca=ca, now=now) for check in checks)
+
+
+async def _http(session: _Session, check: Http, node: Node) -> tuple[Verdict, ...]:
+    identities = session.access.identities(check.caller)
+    if not identities:
+        return (failed(check, f"not tried: {session.access.missing}"),)
+    return (await checks_http.http(check, node, identities),)
+
+
+async def _reaches(session: _Session, check: ProxyReaches, node: Node) -> tuple[Verdict, ...]:
+    return (await checks_http.proxy_reaches(check, node, session.access.anonymous),)
+
+
+async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[Verdict, ...]:
+    return (await checks_cluster.service(check, session.cluster, node, session.access.anonymous),)
+
+
+async def _cluster(session: _Session, spec: NodeSpec, check: ClusterCheck, _node: Node) -> tuple[Verdict, ...]:
+    return (await checks_cluster.of_node(check, session.cluster, spec, session.view),)
+
+
+async def _pod(session: _Session, spec: NodeSpec, checks: tuple[ClusterCheck, ...], _node: Node) -> tuple[Verdict, ...]:
+    if isinstance(session.kube, ApiError):
+        raise session.kube
+    return await checks_cluster.of_pod(checks, session.kube, session.run, spec, session.image)
+
+
+def _report(session: _Session, node: NodeSpec, outcome: Ok[tuple[Verdict, ...]] | Failed) -> NodeReport:
+    match outcome:
+        case Ok(value=verdicts):
+            return NodeReport(name=node.name, checks=verdicts)
+        case Failed(error=error):
+            unreachable = isinstance(error, NodeUnreachable)
+            why = f"unreachable: {error.message}" if unreachable else f"not tried: {error.message}"
+            checks = tuple(failed(check, why) for check in _checks(session, node))
+            return NodeReport(name=node.name, checks=checks, unreachable=unreachable)

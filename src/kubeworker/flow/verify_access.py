@@ -1,0 +1,187 @@
+"""What `verify` makes in the cluster for its time: ServiceAccounts with and without rights, and their removal.
+
+Everything goes again at the end, also after Ctrl-C; what a killed run left behind goes at the start of a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+from kubeworker.core import verify_objects
+from kubeworker.core.kube_views import Document
+from kubeworker.core.model import Caller
+from kubeworker.core.verify_objects import KINDS, LABELS, NAMESPACE, Run
+from kubeworker.errors import ApiError, CredentialsError
+from kubeworker.flow.checks_http import Identity
+from kubeworker.io.fleet import Failed, Ok, fan_out
+from kubeworker.io.kube import Kube
+
+Value = TypeVar("Value")
+
+TOKEN_SECONDS = 600
+"""The shortest lifetime that the API gives a token."""
+
+RIGHTS_SECONDS = 5.0
+"""How long the apiserver may take to see a binding that was just made."""
+
+CLEAN_UP_SECONDS = 8.0
+"""Bound for the removal of everything, also after Ctrl-C."""
+
+_LIMIT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who `verify` can speak as, and why not where it can't. Without an API there is only the anonymous caller."""
+
+    anonymous: Identity
+    admin: tuple[Identity, ...] = ()
+    token: tuple[Identity, ...] = ()
+    token_without_rights: tuple[Identity, ...] = ()
+    missing: str = field(default="")
+    """Why a caller has no identity."""
+
+    def identities(self, caller: Caller) -> tuple[Identity, ...]:
+        """The caller's identities, the first to be used first; () when there is none."""
+        match caller:
+            case "anonymous":
+                return (self.anonymous,)
+            case "admin":
+                return self.admin
+            case "token":
+                return self.token
+            case "token-without-rights":
+                return self.token_without_rights
+
+
+@asynccontextmanager
+async def connected(connect: Callable[[], Awaitable[Kube]]) -> AsyncIterator[Kube | ApiError]:
+    """The API, or why there is none: half of the checks do without it."""
+    try:
+        kube = await connect()
+    except ApiError as error:
+        yield error
+        return
+    async with kube:
+        yield kube
+
+
+@asynccontextmanager
+async def granted(kube: Kube | ApiError, run: Run, trust: ssl.SSLContext) -> AsyncIterator[Access]:
+    """Identities for all callers; what is made for them, and every pod of the run, is removed at the end."""
+    anonymous = Identity(context=trust)
+    if isinstance(kube, ApiError):
+        yield Access(anonymous=anonymous, missing=kube.message)
+        return
+    try:
+        await _remove_stale(kube)
+        yield await _access(kube, run, anonymous)
+    finally:
+        await _shielded(_remove(kube, run))
+
+
+async def _access(kube: Kube, run: Run, anonymous: Identity) -> Access:
+    """As many identities as can be had, and why the others can't."""
+    admin: tuple[Identity, ...] = ()
+    try:
+        # The kubeconfig's own credentials: a client certificate in the TLS context, or what its header says.
+        endpoint = await kube.endpoint()
+        admin = (Identity(context=endpoint.tls, authorization=endpoint.authorization),)
+        *with_rights, without = await _tokens(kube, run, anonymous.context)
+    except (ApiError, CredentialsError) as error:
+        return Access(anonymous=anonymous, admin=admin, missing=str(error))
+    return Access(anonymous=anonymous, admin=admin, token=tuple(with_rights), token_without_rights=(without,))
+
+
+async def _tokens(kube: Kube, run: Run, trust: ssl.SSLContext) -> tuple[Identity, ...]:
+    """Identities of the two accounts with rights and of the one without, in that order."""
+    accounts = (*run.with_rights, run.without_rights)
+    documents = {name: verify_objects.service_account(run, name) for name in accounts}
+    documents[run.binding] = verify_objects.binding(run)
+    await _all(tuple(documents), lambda name: kube.create(documents[name]))
+    tokens = await _all(accounts, lambda name: kube.token_request(name, namespace=NAMESPACE, seconds=TOKEN_SECONDS))
+    await _await_rights(kube, run)
+    return tuple(Identity(context=trust, authorization=f"Bearer {token}") for token in tokens)
+
+
+async def _all(names: Sequence[str], work: Callable[[str], Awaitable[Value]]) -> tuple[Value, ...]:
+    """Side by side; the first failure is raised once all have ended."""
+    values = []
+    for outcome in (await fan_out(names, work, limit=_LIMIT)).values():
+        match outcome:
+            case Failed(error=error):
+                raise error
+            case Ok(value=value):
+                values.append(value)
+    return tuple(values)
+
+
+async def _await_rights(kube: Kube, run: Run) -> None:
+    """Wait for the binding to be in force: kubelet would remember a refusal that came too early for 30 s."""
+    user = f"system:serviceaccount:{NAMESPACE}:{run.with_rights[0]}"
+    loop = asyncio.get_running_loop()
+    end = loop.time() + RIGHTS_SECONDS
+    while loop.time() < end:
+        if await kube.allowed(user=user, groups=(), verb="get", group="", resource="nodes", subresource="metrics"):
+            return
+        await asyncio.sleep(0.1)
+
+
+async def _remove_stale(kube: Kube) -> None:
+    """Remove what a killed run left. A failure to do so is no reason not to verify."""
+    now = datetime.now(UTC)
+    try:
+        for kind in KINDS:
+            stale = [each for each in await _found(kube, kind, LABELS) if verify_objects.is_stale(each, now)]
+            await fan_out(_names(stale), partial(_delete, kube, kind, grace=0), limit=_LIMIT)
+    except ApiError:
+        return
+
+
+async def _remove(kube: Kube, run: Run) -> None:
+    """Remove what this run made: pods are given their second to end, then are taken off the API."""
+    for kind in KINDS:
+        names = _names(await _found(kube, kind, run.labels))
+        await fan_out(names, partial(_remove_one, kube, kind), limit=_LIMIT)
+
+
+async def _remove_one(kube: Kube, kind: str, name: str) -> None:
+    await _delete(kube, kind, name)
+    if kind == "Pod" and not await kube.wait_gone(kind, name, namespace=NAMESPACE, timeout=4):
+        await _delete(kube, kind, name, grace=0)
+
+
+async def _delete(kube: Kube, kind: str, name: str, *, grace: int | None = None) -> None:
+    await kube.delete(kind, name, namespace=_namespace(kind), grace_seconds=grace if kind == "Pod" else None)
+
+
+async def _found(kube: Kube, kind: str, labels: dict[str, str]) -> tuple[Document, ...]:
+    return await kube.list(kind, namespace=_namespace(kind), labels=labels)
+
+
+def _namespace(kind: str) -> str:
+    return "" if kind == "ClusterRoleBinding" else NAMESPACE
+
+
+def _names(documents: tuple[Document, ...] | list[Document]) -> tuple[str, ...]:
+    return tuple(document["metadata"]["name"] for document in documents)
+
+
+async def _shielded(work: Awaitable[None]) -> None:
+    """Finish `work` within CLEAN_UP_SECONDS even if this task is cancelled meanwhile, then let that go on."""
+    task = asyncio.ensure_future(asyncio.wait_for(work, CLEAN_UP_SECONDS))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+    except (ApiError, TimeoutError):
+        # What is left carries the label and goes with the next run; the verdicts stand as they are.
+        return
