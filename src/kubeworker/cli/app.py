@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(tokens: list[str]) -> int:
-    from kubeworker.cli.output import print_error
+    from kubeworker.cli.output import print_errors
 
     as_json = "--json" in tokens
     try:
@@ -74,13 +74,12 @@ def _run(tokens: list[str]) -> int:
         return INTERRUPTED
     except CycloptsError as error:
         error.verbose = False
-        print_error(_usage_error(tokens, error), as_json=as_json)
+        print_errors([_usage_error(tokens, error)], as_json=as_json)
         return InputError.exit_code
     except Exception as error:
         _debug()
         known = tuple(_known(error))
-        for each in known:
-            print_error(each, as_json=as_json)
+        print_errors(known, as_json=as_json)
         return max(each.exit_code for each in known)
     return result if isinstance(result, int) else 0
 

@@ -9,12 +9,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from kubeworker.errors import KubeworkerError
+from kubeworker.errors import InputError, KubeworkerError
 
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns of a table that goes to a file or a pipe: wide enough that no cell is cut."""
@@ -58,15 +59,34 @@ def print_document(document: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_error(error: KubeworkerError, *, as_json: bool) -> None:
+def check_writable(path: Path) -> None:
+    """InputError where a file could not be written: known before a run, not after it."""
+    folder = path.parent
+    if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        hint = "name a file in a folder that exists and that you can write to"
+        raise InputError("can't be written", subject=str(path), hint=hint)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a report file. InputError: it can't be written there."""
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"can't be written: {reason}", subject=str(path), hint="name another file") from error
+
+
+def print_errors(errors: Sequence[KubeworkerError], *, as_json: bool) -> None:
     """`error: subject: message` and the way out on standard error; with `--json` also the document."""
     if as_json:
-        print_document({"error": error.as_json()})
+        more = {"errors": [error.as_json() for error in errors]} if len(errors) > 1 else {}
+        print_document({"error": errors[0].as_json(), **more})
     red, dim, end = ("\033[1;31m", "\033[2m", "\033[0m") if _colours() else ("", "", "")
-    what = f"{error.subject}: {error.message}" if error.subject else error.message
-    sys.stderr.write(f"{red}error:{end} {what}\n")
-    if error.hint:
-        sys.stderr.write(f"{dim}  hint: {error.hint}{end}\n")
+    for error in errors:
+        what = f"{error.subject}: {error.message}" if error.subject else error.message
+        sys.stderr.write(f"{red}error:{end} {what}\n")
+        if error.hint:
+            sys.stderr.write(f"{dim}  hint: {error.hint}{end}\n")
 
 
 def _colours() -> bool:

@@ -36,6 +36,8 @@ class NodeDocument(TypedDict):
     status: str
     actions: list[ActionDocument]
     error: ErrorDocument | None
+    deferred: NotRequired[list[str]]
+    """What is decided later in the same run."""
     warnings: NotRequired[list[str]]
 
 
@@ -68,12 +70,14 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
     for names, node in _alike(plan["nodes"]):
         error = node["error"]
         if error:
-            screen.print(Text.assemble((names, "bold"), ": ", (node["status"], STYLES["failed"]), f": {_first(error)}"))
+            screen.print(
+                Text.assemble((names, "bold"), ": ", (node["status"], STYLES["failed"]), f": {error['message']}")
+            )
             if error["hint"]:
                 screen.print(Text(f"  hint: {error['hint']}", style="dim"))
-        elif node["actions"]:
+        elif node["actions"] or node.get("warnings"):
             screen.print(Text(names, style="bold"))
-            _print_actions(screen, node["actions"], full=full)
+            _print_node(screen, node, full=full)
     screen.print(Text(summary(plan), style="bold"))
 
 
@@ -110,17 +114,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _first(error: ErrorDocument) -> str:
-    return error["message"]
-
-
 def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
     """Nodes with the same plan as one entry: a change to a fleet reads as one change."""
     groups: list[tuple[list[str], NodeDocument]] = []
     for node in nodes:
         for names, first in groups:
-            same = first["actions"] == node["actions"] and first["status"] == node["status"]
-            if same and first["error"] == node["error"]:
+            if {**first, "name": ""} == {**node, "name": ""}:
                 names.append(node["name"])
                 break
         else:
@@ -128,6 +127,15 @@ def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
     for names, first in groups:
         label = ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])} and {len(names) - 8} more"
         yield label, first
+
+
+def _print_node(screen: Console, node: NodeDocument, *, full: bool) -> None:
+    for warning in node.get("warnings", []):
+        screen.print(Text(f"  warning: {warning}", style="yellow"), soft_wrap=True)
+    if node["actions"]:
+        _print_actions(screen, node["actions"], full=full)
+        for later in node.get("deferred", []):
+            screen.print(Text(f"  later in the same run: {later}", style="dim"), soft_wrap=True)
 
 
 def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: bool) -> None:

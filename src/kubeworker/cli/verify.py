@@ -1,0 +1,60 @@
+"""`kubeworker verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes
+
+
+async def verify(
+    *,
+    file: File = DEFAULT_FILE,
+    node: Nodes = (),
+    html: Annotated[Path | None, Parameter(negative="")] = None,
+    image: Annotated[str, Parameter(negative="")] = "",
+    passed: Flag = False,
+    accept_new_host_keys: Flag = False,
+    json: Json = False,
+    json_events: JsonEvents = False,
+) -> int:
+    """Prove on the live cluster that every node works, check by check. What it creates it removes.
+
+    Args:
+        file: The cluster file; paths in it are relative to it.
+        node: Only this node; may be given several times.
+        html: Also write the report as one HTML file.
+        image: Image for the test pods; it needs sh. Default: the first preloaded one that is no pause image.
+        passed: List the checks that passed too, not only their number.
+        accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
+        json: Print the report as one JSON document.
+        json_events: Print progress as JSON lines on standard error.
+    """
+    from kubeworker.cli.output import check_writable, console, print_document, write_file
+    from kubeworker.cli.report import reporting
+    from kubeworker.cli.report_verify import print_verdicts
+    from kubeworker.cli.spec import load_cluster
+    from kubeworker.components import discover
+    from kubeworker.flow.verify import Options
+    from kubeworker.flow.verify import verify as make
+
+    if html:
+        check_writable(html)
+    cluster = load_cluster(file)
+    options = Options(nodes=node, image=image, accept_new_host_keys=accept_new_host_keys)
+    with reporting(json_events=json_events) as report:
+        found = await make(cluster, discover(), options, report)
+    if html:
+        from datetime import datetime
+
+        from kubeworker.flow.verify_html import page
+
+        write_file(html, page(found, title=f"kubeworker verify: {file}", at=datetime.now().astimezone()))
+    if json:
+        print_document(found.as_json())
+    else:
+        print_verdicts(console(), found, passed=passed)
+    return found.exit_code
