@@ -144,6 +144,11 @@ def public_key_id(key: x509.Certificate | x509.CertificateSigningRequest) -> str
     return hashlib.sha256(spki).hexdigest()
 
 
+def request_key(csr: CsrView) -> str:
+    """The id of the public key in a request that was judged to be readable."""
+    return public_key_id(_parsed(csr.request))
+
+
 def issued_keys(csrs: Iterable[CsrView]) -> dict[str, frozenset[str]]:
     """Public keys that kubelet certificates were issued for, and the nodes that they name."""
     keys: dict[str, frozenset[str]] = {}
