@@ -9,8 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Self
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from kubeworker.cli.output import console
 from kubeworker.cli.progress import Progress, Row, line, size
-from kubeworker.flow.events import Event, Reporter, Transfer, as_json
+from kubeworker.flow.events import Event, Transfer, Warning_, as_json
 
 STYLES = {
     "ok": "green",
@@ -38,12 +38,20 @@ QUIET_SECONDS = 10.0
 """Without a terminal a transfer under way is told this often."""
 
 
+class Screen(Protocol):
+    """A reporter that can step aside while something else is printed or asked."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+    def paused(self) -> AbstractContextManager[None]: ...
+
+
 @contextmanager
-def reporting(*, json_events: bool = False) -> Iterator[Reporter]:
+def reporting(*, json_events: bool = False) -> Iterator[Screen]:
     """A reporter for the length of one command, chosen by what standard error is."""
     screen = console(stderr=True)
     if json_events:
-        yield _json_line
+        yield _JsonLines()
     elif screen.is_terminal:
         with _Table(screen) as table:
             yield table
@@ -51,9 +59,15 @@ def reporting(*, json_events: bool = False) -> Iterator[Reporter]:
         yield _Lines()
 
 
-def _json_line(event: Event) -> None:
-    sys.stderr.write(json.dumps(as_json(event), ensure_ascii=False) + "\n")
-    sys.stderr.flush()
+class _JsonLines:
+    """Each event as one JSON object on a line of its own."""
+
+    def __call__(self, event: Event, /) -> None:
+        sys.stderr.write(json.dumps(as_json(event), ensure_ascii=False) + "\n")
+        sys.stderr.flush()
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class _Lines:
@@ -62,11 +76,14 @@ class _Lines:
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], float] = {}
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, /) -> None:
         if isinstance(event, Transfer) and not self._is_due(event):
             return
         sys.stderr.write(line(event) + "\n")
         sys.stderr.flush()
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _is_due(self, event: Transfer) -> bool:
         now, key = time.monotonic(), (event.node, event.subject)
@@ -98,12 +115,20 @@ class _Table:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def __call__(self, event: Event) -> None:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._progress = Progress()
+            self._live.start()
+
+    def __call__(self, event: Event, /) -> None:
         before = self._progress
         self._progress = before.after(event)
         if self._progress is before:  # not part of any row
-            style = "yellow" if type(event).__name__ == "Warning_" else "dim"
-            self._screen.print(Text(line(event), style=style))
+            self._screen.print(Text(line(event), style="yellow" if isinstance(event, Warning_) else "dim"))
 
     def _drawn(self) -> RenderableType:
         rows, left_out = self._progress.shown(limit=max(4, self._screen.height - 3))
