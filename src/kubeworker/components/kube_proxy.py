@@ -13,6 +13,7 @@ from kubeworker.core.formats import unit, yaml
 from kubeworker.core.horizon import IPVS, at_least, warning
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
+    Certificate,
     Check,
     ClusterCheck,
     ConfigCheck,
@@ -236,6 +237,8 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         Http(id="kube_proxy.metrics", url=f"http://{_reachable(metrics)}/metrics", contains="kubeproxy_"),
         Http(id="kube_proxy.mode", url=f"http://{_reachable(metrics)}/proxyMode", contains=_mode(document)),
         FileMode(id="kube_proxy.kubeconfig_mode", path=_KUBECONFIG, mode=0o600),
+        # apply renews it when 30 days are left; a week before its end somebody has to be told.
+        Certificate(id="kube_proxy.client_cert", path=_KUBECONFIG, common_name="system:kube-proxy", days=7),
         ClusterCheck(id="service.kubernetes"),
     )
 

@@ -14,6 +14,7 @@ from kubeworker.core.formats import unit, yaml
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
     Absent,
+    Certificate,
     Check,
     ClusterCheck,
     ConfigCheck,
@@ -374,6 +375,7 @@ well before the node counts as lost (node-monitor-grace-period)."""
 def _checks(context: Context[Config]) -> tuple[Check, ...]:
     document = _config_file(context)
     api = f"https://{_host(context.node.address)}:{document.get('port', 10250)}"
+    user = f"system:node:{context.node.name}"
     return (
         UnitActive(id="kubelet.unit", unit=_UNIT),
         Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(context.node.address,)),
@@ -388,6 +390,9 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         FileMode(id="kubelet.kubeconfig_mode", path=KUBECONFIG, mode=0o600),
         FileMode(id="kubelet.cert_mode", path=f"{CERT_DIR}/kubelet-client-current.pem", mode=0o600),
         FileMode(id="kubelet.serving_cert_mode", path=f"{CERT_DIR}/kubelet-server-current.pem", mode=0o600),
+        # No days in hand are asked for: kubelet renews both itself, and a cluster may sign for hours only.
+        Certificate(id="kubelet.client_cert", path=f"{CERT_DIR}/kubelet-client-current.pem", common_name=user),
+        Certificate(id="kubelet.serving_cert", path=f"{CERT_DIR}/kubelet-server-current.pem", common_name=user),
         *(
             ClusterCheck(id=check_id)
             for check_id in (
