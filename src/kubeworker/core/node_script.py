@@ -407,6 +407,7 @@ beside() {{ # beside PATH SUFFIX: sets $name to .NAME.kubeworker-SUFFIX in the s
 }}
 
 begin_stage() {{
+  began=$(date +%s)
   mkdir -m 700 "$work/in"
   tar -xf - -C "$work/in" --no-same-owner 2> "$work/out" || fail "the files did not arrive whole: $(cat "$work/out")"
   each_path drop_leftover
@@ -507,7 +508,7 @@ put_back() {{
       systemctl reset-failed -- "$unit"
       timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
     else systemctl stop -- "$unit"; fi
-  done > /dev/null 2>&1 < /dev/null 9>&-
+  done > /dev/null 2>&1 9>&-
 }}
 put_back_one() {{
   beside "$1" old
@@ -560,7 +561,8 @@ restart() {{
 }}
 reload() {{ systemctl_unit reload "$1"; }}
 unit_failed() {{ # unit_failed UNIT MESSAGE
-  say journal "$(journalctl -u "$1" -n {JOURNAL_LINES} --no-pager -o short-iso 2> /dev/null | base64 -w 0)"
+  lines=$(journalctl -u "$1" --since "@$began" -n {JOURNAL_LINES} --no-pager -o short-iso 2> /dev/null)
+  say journal "$(printf '%s' "$lines" | base64 -w 0)"
   fail "$2"
 }}
 await_gate() {{ # await_gate UNIT SECONDS FUNCTION
@@ -582,8 +584,9 @@ answers() {{ # answers URL HOST PORT PATH
   [ "$status" = 200 ]
 }}
 listens() {{ # listens ADDRESS:PORT
+  # The wildcard sockets serve the address too.
   gate="nothing listens on $1"
-  [ -n "$(ss -Hltn "src $1")" ]
+  [ -n "$(ss -Hltn "( src $1 or src 0.0.0.0:${{1##*:}} or src [::]:${{1##*:}} )")" ]
 }}
 succeeds() {{ # succeeds COMMAND...
   timeout 10 "$@" > "$work/out" 2>&1 < /dev/null 9>&- && return 0

@@ -83,8 +83,10 @@ class Disk:
     path: str
     free: int
     """Bytes that an unprivileged process may still use."""
-    inodes: int
-    """Free inodes; 0 with `free` > 0 means that the file system does not count them (btrfs)."""
+    inodes: int | None
+    """Free inodes; None where the file system does not count them (btrfs)."""
+    mount: str
+    """Where the file system is mounted: paths with the same mount share the space."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +146,11 @@ class Observed:
     kubelet_kubeconfig: KubeletKubeconfig = KubeletKubeconfig()
     resolv_conf: str = "/etc/resolv.conf"
     """The resolv.conf for pods: systemd-resolved's own list where /etc/resolv.conf names its stub."""
+
+    @property
+    def architecture(self) -> str:
+        """The machine in Go's spelling; uname's own word where that is no other."""
+        return {"x86_64": "amd64", "aarch64": "arm64"}.get(self.machine, self.machine)
 
     def sha256(self, path: str) -> str:
         """Hash of the regular file at that path; empty where there is none."""
@@ -272,8 +279,9 @@ class _Reading:
             case "fstab-swap":
                 self.fstab_swaps.append(rest)
             case "disk":
-                free, inodes, path = rest.split("\t", 2)
-                self.disks[path] = Disk(path=path, free=int(free), inodes=int(inodes) if inodes.isdigit() else 0)
+                free, inodes, mount, path = rest.split("\t", 3)
+                count = int(inodes) if inodes.isdigit() else None
+                self.disks[path] = Disk(path=path, mount=mount, free=int(free), inodes=count)
             case "socket":
                 self._socket(rest)
             case "pid":

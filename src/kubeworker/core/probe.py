@@ -289,11 +289,11 @@ def _disks(requirements: Iterable[object], bin_dir: str) -> str:
   while [ ! -d "$place" ]; do place=${{place%/*}}; [ -n "$place" ] || place=/; done
   set -- "$@" "$place"
 done
-df -B1 --output=avail,iavail -- "$@" | {{
+df -B1 --output=avail,iavail,target -- "$@" | {{
   read -r _
   for path in {words}; do
-    read -r free inodes
-    printf 'disk\\t%s\\t%s\\t%s\\n' "$free" "$inodes" "$path"
+    read -r free inodes mount
+    printf 'disk\\t%s\\t%s\\t%s\\t%s\\n' "$free" "$inodes" "$mount" "$path"
   done
 }}"""
 
