@@ -313,7 +313,9 @@ class Kube:
         """A fresh token of the ServiceAccount."""
         from lightkube.resources.core_v1 import ServiceAccountToken
 
-        request = ServiceAccountToken.from_dict({"spec": {"expirationSeconds": seconds, "audiences": []}})
+        spec = {"expirationSeconds": seconds, "audiences": []}
+        # lightkube looks at the namespace of the object's own metadata, which must be there.
+        request = ServiceAccountToken.from_dict({"metadata": {}, "spec": spec})
         answer: Any = await self._call(
             f"token of ServiceAccount {namespace}/{service_account}",
             lambda client: client.create(request, service_account, namespace=namespace),
