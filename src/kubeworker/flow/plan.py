@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,11 +17,12 @@ from kubeworker.core.model import NodeState
 from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight import Finding
 from kubeworker.core.spec import NodeSpec
-from kubeworker.errors import KubeworkerError, NodeUnreachable
+from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import join
 from kubeworker.flow.events import NodeStarted, Reporter
 from kubeworker.flow.join import ClusterPlan as ObjectPlan
 from kubeworker.flow.session import Request, Session, open_session
+from kubeworker.io.binary import host_architecture
 from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
 
 
@@ -71,7 +73,7 @@ class Plan:
     """What would change. `apply` executes exactly these values."""
 
     nodes: tuple[NodePlan, ...]
-    objects: ObjectPlan = ObjectPlan()
+    objects: ObjectPlan = field(default_factory=ObjectPlan)
     credential: str = ""
     """Why kube-proxy's client certificate is issued or renewed; empty when it is kept."""
     warnings: tuple[str, ...] = ()
@@ -120,15 +122,12 @@ async def plan(request: Request, report: Reporter) -> Plan:
 async def make_plan(session: Session) -> Plan:
     """Look at the nodes and the API and compare with what is wanted."""
     looked = await observe(session)
-    seen = {name: outcome.value for name, outcome in looked.items() if isinstance(outcome, Ok)}
+    seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
     now = datetime.now(UTC)
     joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
     objects = await join.plan_cluster(session.kube, session.cluster, joining, now=now) if session.kube else ObjectPlan()
-    findings = preflight.preflight(
-        {name: _state(session, name, Facts()) for name in seen}, seen, skew_reference=now.timestamp()
-    )
     nodes = tuple(
-        _node_plan(session, node, looked[node.name], objects, joining=node.name in joining, findings=findings)
+        _node_plan(session, node, looked[node.name], seen, objects, joining=node.name in joining)
         for node in session.selected
     )
     return Plan(
@@ -143,14 +142,25 @@ async def make_plan(session: Session) -> Plan:
     )
 
 
-async def observe(session: Session) -> Mapping[str, Outcome[Observed]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a node showed, and the control host's clock at that moment (seconds since the epoch)."""
+
+    observed: Observed
+    control_time: float
+
+
+async def observe(session: Session) -> Mapping[str, Outcome[Look]]:
     """One probe, one channel, for each node that can be reached."""
 
-    async def work(name: str) -> Observed:
+    async def work(name: str) -> Look:
         connection = session.connection(name)
         session.report(NodeStarted(node=name, what="observe"))
         text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash)
-        return parse(name, (await connection.run(text)).stdout)
+        began = time.time()
+        answer = await connection.run(text)
+        # The node read its clock somewhere between question and answer.
+        return Look(observed=parse(name, answer.stdout), control_time=(began + time.time()) / 2)
 
     names = tuple(node.name for node in session.selected)
     return await fan_out(names, work, limit=session.cluster.ssh.concurrency)
@@ -163,21 +173,17 @@ def _state(session: Session, name: str, facts: Facts, token: str = "") -> NodeSt
 def _node_plan(
     session: Session,
     node: NodeSpec,
-    looked: Outcome[Observed],
+    looked: Outcome[Look],
+    seen: Mapping[str, Observed],
     objects: ObjectPlan,
     *,
     joining: bool,
-    findings: Sequence[Finding],
 ) -> NodePlan:
     match looked:
         case Failed(error=error):
             return NodePlan(name=node.name, error=error)
-        case Ok(value=observed):
-            pass
-    own = [finding for finding in findings if finding.node == node.name]
-    faults = [finding for finding in own if finding.severity == "error"]
-    if faults:
-        return NodePlan(name=node.name, error=preflight.failure(node.name, faults))
+        case Ok(value=look):
+            observed = look.observed
     facts = Facts(
         joined=not joining,
         pod_cidr=_pod_cidr(objects.nodes, node.name),
@@ -185,14 +191,31 @@ def _node_plan(
         resolv_conf=observed.resolv_conf,
     )
     state = _state(session, node.name, facts, objects.token(node.name))
+    stages = diff(state, observed)
+    findings = preflight.preflight(
+        state,
+        observed,
+        peers=seen,
+        control_time=look.control_time,
+        plans=stages,
+        architecture=host_architecture(),
+    )
+    faults = [finding for finding in findings if finding.severity == "error"]
     return NodePlan(
         name=node.name,
-        stages=diff(state, observed),
+        stages=() if faults else stages,
         deferred=tuple(f"{each.path}: {each.reason}" for stage in state.stages for each in stage.deferred),
-        warnings=tuple(finding.message for finding in own if finding.severity != "error"),
+        warnings=tuple(finding.message for finding in findings if finding.severity == "warning"),
         state=state,
         joining=joining,
+        error=_preflight_failed(node.name, faults) if faults else None,
     )
+
+
+def _preflight_failed(node: str, faults: Sequence[Finding]) -> PreflightFailed:
+    """One error that names every fault, each with its fix."""
+    message = "; ".join(fault.message for fault in faults)
+    return PreflightFailed(message, subject=node, hint="\n  ".join(f"{fault.id}: {fault.fix}" for fault in faults))
 
 
 def _pod_cidr(nodes: Sequence[NodeStatus], name: str) -> str:

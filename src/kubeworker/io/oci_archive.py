@@ -24,7 +24,8 @@ def read(path: Path, store: BlobStore) -> Archive:
 
 def references(path: Path) -> tuple[str, ...]:
     """Full names of the archive's images. InputError where there is no such file, ArtifactError where it is no OCI
-    archive or names no image."""
+    archive or names no image.
+    """
     if not path.is_file():
         raise InputError(
             "no such file",

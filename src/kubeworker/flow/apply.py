@@ -1,0 +1,371 @@
+"""`apply`: carry out exactly what the plan shows, node by node, stage by stage; a node's failure stays its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kubeworker.core import actions, csr, node_script, tar_stream
+from kubeworker.core.actions import StagePlan
+from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.model import Blob, TlsEndpoint
+from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
+from kubeworker.flow import credentials, join
+from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer
+from kubeworker.flow.plan import NodePlan, Plan, make_plan
+from kubeworker.flow.session import Request, Session, open_session
+from kubeworker.io import https
+from kubeworker.io.fleet import Failed, fan_out
+from kubeworker.io.kube import Kube
+from kubeworker.io.node import Node
+
+ROUNDS = 3
+"""A first apply takes two: what depends on a podCIDR follows once the node has registered."""
+
+READY_SECONDS = 120
+"""How long a node that has a network plugin may take to become Ready."""
+
+CERTIFICATE_SECONDS = 60
+"""How long a kubelet that joined may take to get its serving certificate."""
+
+POLL_SECONDS = 0.5
+
+_CHUNK = 1 << 18
+
+Confirm = Callable[[Plan], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How far and how fast."""
+
+    serial: int = 0
+    """Nodes in one batch; 0: all of them at once. The next batch starts when this one is healthy."""
+    max_failures: int = 0
+    """How many nodes may fail before no further batch is started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeResult:
+    """What became of one node."""
+
+    name: str
+    status: NodeOutcome
+    actions: int = 0
+    """Actions carried out."""
+    seconds: float = 0.0
+    uploaded: int = 0
+    """Compressed bytes of artifacts sent."""
+    error: KubeworkerError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The node as `apply --json` prints it."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "actions": self.actions,
+            "seconds": round(self.seconds, 3),
+            "uploaded": self.uploaded,
+            "error": self.error.as_json() if self.error else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyReport:
+    """The outcome of a run, node by node."""
+
+    plan: Plan
+    """What was shown before anything was done."""
+    nodes: tuple[NodeResult, ...]
+    confirmed: bool = True
+
+    @property
+    def exit_code(self) -> int:
+        """0 done or nothing to do, 1 something failed, 4 only unreachable nodes."""
+        statuses = {node.status for node in self.nodes}
+        if statuses & {"failed", "skipped"}:
+            return 1
+        return 4 if "unreachable" in statuses else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The machine-readable form."""
+        return {
+            "changes": self.plan.changes,
+            "confirmed": self.confirmed,
+            "nodes": [node.as_json() for node in self.nodes],
+            "warnings": list(self.plan.warnings),
+        }
+
+
+async def apply(request: Request, options: Options, confirm: Confirm, report: Reporter) -> ApplyReport:
+    """Plan, ask, execute. Where there is nothing to do, nothing is asked and nothing is touched."""
+    async with open_session(request, report) as session:
+        plan = await make_plan(session)
+        if not plan.changes:
+            return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes))
+        if not await confirm(plan):
+            return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes), confirmed=False)
+        return await execute(session, plan, options)
+
+
+async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport:
+    """Carry out a plan, then what it deferred, until nothing is left to do."""
+    run = _Run(session=session, options=options, uploads=asyncio.Semaphore(session.cluster.ssh.uploads))
+    run.results = {node.name: _untouched(node) for node in plan.nodes}
+    if plan.credential:
+        credentials.write(session.request.cluster_file, session.proxy)
+    async with _approving(session, plan):
+        current = plan
+        for _ in range(ROUNDS):
+            await run.carry_out(current)
+            if not await run.facts_appeared(current):
+                break
+            current = await make_plan(session)
+            if not current.changes:
+                break
+        if session.kube:
+            await run.wait_healthy(session.kube, plan)
+            await join.label_nodes(session.kube, session.cluster, session.report)
+    return ApplyReport(plan=plan, nodes=tuple(run.results[node.name] for node in plan.nodes))
+
+
+def _untouched(node: NodePlan) -> NodeResult:
+    status: NodeOutcome = "ok"
+    match node.error:
+        case None:
+            pass
+        case NodeUnreachable():
+            status = "unreachable"
+        case _:
+            status = "failed"
+    return NodeResult(name=node.name, status=status, error=node.error)
+
+
+@asynccontextmanager
+async def _approving(session: Session, plan: Plan) -> AsyncIterator[None]:
+    """Certificates are approved beside the stages; tokens are taken back at the end, also of a cancelled run."""
+    if session.kube is None:
+        yield
+        return
+    until = asyncio.Event()
+    work = join.approve_while(
+        session.kube,
+        [node.name for node in plan.nodes],
+        plan.objects.tokens,
+        csr.inventory(session.cluster),
+        until,
+        session.report,
+        rejoining=plan.objects.rejoining,
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work)
+        try:
+            yield
+        finally:
+            until.set()
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """The state of one execution: what became of each node so far."""
+
+    session: Session
+    options: Options
+    uploads: asyncio.Semaphore
+    results: dict[str, NodeResult] = field(default_factory=dict)
+
+    def going(self) -> set[str]:
+        """Nodes that nothing has stopped yet."""
+        return {name for name, result in self.results.items() if result.status == "ok"}
+
+    async def carry_out(self, plan: Plan) -> None:
+        """The cluster's objects, then the nodes, batch by batch."""
+        if self.session.kube:
+            await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
+        chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
+        size = self.options.serial or max(len(chosen), 1)
+        for start in range(0, len(chosen), size):
+            if self._failures() > self.options.max_failures:
+                self._skip(chosen[start:])
+                return
+            await self._batch(chosen[start : start + size])
+
+    async def _batch(self, nodes: Sequence[NodePlan]) -> None:
+        plans = {node.name: node for node in nodes}
+        outcomes = await fan_out(
+            tuple(plans), lambda name: self._node(plans[name]), limit=self.session.cluster.ssh.concurrency
+        )
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, Failed):
+                self._fail(name, outcome.error)
+
+    async def _node(self, plan: NodePlan) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        connection = self.session.connection(plan.name)
+        sent = await self._send(connection, plan)
+        done = 0
+        left = {stage.component: stage for stage in plan.stages}
+        for stage in plan.state.stages if plan.state else ():
+            step = left.pop(stage.component, None)
+            if step is not None:
+                await self._stage(connection, step)
+                done += len(step.actions)
+            if left or step is not None:
+                await self._prove(connection, stage.tls_endpoints)
+        before = self.results[plan.name]
+        seconds = before.seconds + loop.time() - began
+        self.results[plan.name] = replace(
+            before, actions=before.actions + done, seconds=seconds, uploaded=before.uploaded + sent
+        )
+        self.session.report(NodeDone(node=plan.name, status="ok", seconds=seconds))
+
+    async def _stage(self, connection: Node, step: StagePlan) -> None:
+        report, loop = self.session.report, asyncio.get_running_loop()
+        report(StageStarted(node=connection.name, component=step.component))
+        last = loop.time()
+
+        def on_line(line: str) -> None:
+            nonlocal last
+            match node_script.progress(line):
+                case (number, True):
+                    action = step.actions[number]
+                    now = loop.time()
+                    report(
+                        ActionDone(
+                            node=connection.name,
+                            kind=actions.kind(action),
+                            subject=actions.subject(action),
+                            seconds=now - last,
+                        )
+                    )
+                    last = now
+                case _:
+                    pass
+
+        result = await connection.run(
+            node_script.stage_script(step),
+            stdin=node_script.stage_input(step),
+            timeout=node_script.stage_seconds(step),
+            on_line=on_line,
+        )
+        node_script.verdict(connection.name, step, status=result.status, stdout=result.stdout, stderr=result.stderr)
+
+    async def _send(self, connection: Node, plan: NodePlan) -> int:
+        """The artifacts that the node lacks, as one stream; its compressed size."""
+        missing = tuple(dict.fromkeys(blob for stage in plan.stages for blob in stage.blobs))
+        if not missing:
+            return 0
+        async with self.uploads:
+            members = [await asyncio.to_thread(self.session.store.tar_member, blob) for blob in missing]
+            total = sum(member.stat().st_size for member in members)
+            stream = _stream(members, total, connection.name, self.session.report)
+            bin_dir = self.session.cluster.paths.bin_dir
+            result = await connection.run(
+                node_script.receive_script(bin_dir, missing), stdin=stream, timeout=_upload_seconds(missing)
+            )
+        node_script.verdict(connection.name, None, status=result.status, stdout=result.stdout, stderr=result.stderr)
+        return total
+
+    async def _prove(self, connection: Node, endpoints: Iterable[TlsEndpoint]) -> None:
+        """The certificate behind an address, through the node, before any kubeconfig names that address."""
+        for endpoint in endpoints:
+            host, _, port = endpoint.address.rpartition(":")
+            async with connection.forward(host, int(port)) as local:
+                context = https.tls_context(self.session.ca.pem)
+                # Any status will do: it is the certificate that is looked at, and a 401 comes after the handshake.
+                answer = await https.get(f"https://{endpoint.address}/readyz", port=local, context=context)
+            if isinstance(answer, https.NoAnswer):
+                text = f"{endpoint.address}: {answer.reason}"
+                raise ActionFailed(text, subject=connection.name, hint=endpoint.hint)
+
+    async def facts_appeared(self, plan: Plan) -> bool:
+        """Whether another round is due: a node joined, or a podCIDR that something waits for is there now."""
+        joined = any(node.joining for node in plan.nodes if node.name in self.going())
+        waiting = {node.name for node in plan.nodes if node.deferred and node.name in self.going()}
+        kube = self.session.kube
+        if kube and waiting:
+            async with _patience(CERTIFICATE_SECONDS):
+                while not waiting <= {node.name for node in await kube.nodes() if node.pod_cidr}:
+                    await asyncio.sleep(POLL_SECONDS)
+        return joined or bool(waiting)
+
+    async def wait_healthy(self, kube: Kube, plan: Plan) -> None:
+        """Serving certificates of nodes that joined are there, and nodes with a network plugin are Ready."""
+        touched = {node.name for node in plan.nodes if node.changes} & self.going()
+        joined = {node.name for node in plan.nodes if node.joining} & touched
+        async with _patience(CERTIFICATE_SECONDS):
+            while joined - await _served(kube):
+                await asyncio.sleep(POLL_SECONDS)
+        for name in sorted(joined - await _served(kube)):
+            hint = "see why: kubeworker csr list"
+            self._fail(name, ActionFailed("its serving certificate was not approved", subject=name, hint=hint))
+        if self.session.cluster.cni == "none":
+            if joined:
+                self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
+            return
+        await self._wait_ready(kube, touched & self.going())
+
+    async def _wait_ready(self, kube: Kube, names: set[str]) -> None:
+        found: dict[str, NodeStatus] = {}
+        async with _patience(READY_SECONDS):
+            while True:
+                found = {node.name: node for node in await kube.nodes() if node.name in names}
+                if all(name in found and found[name].ready for name in names):
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+        for name in sorted(names):
+            status = found.get(name)
+            if status is None or not status.ready:
+                why = status.reason if status else "it has not registered"
+                hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
+                self._fail(name, ActionFailed(f"not Ready after {READY_SECONDS} s: {why}", subject=name, hint=hint))
+
+    def _failures(self) -> int:
+        return sum(result.status in {"failed", "unreachable"} for result in self.results.values())
+
+    def _fail(self, name: str, error: KubeworkerError) -> None:
+        status: NodeOutcome = "unreachable" if isinstance(error, NodeUnreachable) else "failed"
+        self.results[name] = replace(self.results[name], status=status, error=error)
+        self.session.report(NodeDone(node=name, status=status, detail=error.message))
+
+    def _skip(self, nodes: Iterable[NodePlan]) -> None:
+        for node in nodes:
+            text = f"not started: {self._failures()} nodes failed and max_failures is {self.options.max_failures}"
+            error = ActionFailed(text, subject=node.name, hint="mend them and run apply again, or --max-failures N")
+            self.results[node.name] = replace(self.results[node.name], status="skipped", error=error)
+            self.session.report(NodeDone(node=node.name, status="skipped", detail=text))
+
+
+async def _served(kube: Kube) -> set[str]:
+    """Nodes that a serving certificate was issued for."""
+    return {each.node for each in await kube.csrs() if each.certificate and csr.kind(each) == "serving"}
+
+
+@asynccontextmanager
+async def _patience(seconds: float) -> AsyncIterator[None]:
+    """Wait no longer than this; what then still lacks is looked at afterwards."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        pass
+
+
+def _upload_seconds(blobs: Iterable[Blob]) -> float:
+    """A minute, and what a line of 1 MB/s takes: slower ones are better served by a mirror."""
+    return 60 + sum(blob.size for blob in blobs) / 1e6
+
+
+async def _stream(members: Sequence[Any], total: int, node: str, report: Reporter) -> AsyncIterator[bytes]:
+    done = 0
+    for member in members:
+        with member.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+                done += len(chunk)
+                report(Transfer(subject="artifacts", done=done, total=total, node=node))
+    yield tar_stream.END
