@@ -81,4 +81,6 @@ def _reason(error: httpx2.HTTPError) -> str:
             return f"the server's certificate is not to be trusted: {cause.verify_message}"
         cause = cause.__cause__ or cause.__context__
     text = str(error).partition(" (_ssl.c")[0]
-    return f"connection refused or closed ({text or type(error).__name__})"
+    # A port that nobody holds looks so: the node's sshd closes the forwarded connection without a word.
+    silent = not text or isinstance(error, httpx2.RemoteProtocolError)
+    return "connection refused or closed" if silent else f"connection failed: {text}"
