@@ -109,14 +109,17 @@ def render(lock: Lock) -> str:
     return HEADER + tomli_w.dumps({"format": FORMAT, "artifacts": artifacts})
 
 
-def pin(lock: Lock, key: Key, entry: Entry, *, update: bool) -> Lock:
-    """The lock with this result in it; ArtifactError when another result of the same version is pinned."""
+def pin(lock: Lock, key: Key, entry: Entry, *, update: bool, place: str = "") -> Lock:
+    """The lock with this result in it; ArtifactError when another result of the same version is pinned.
+
+    `place` says in the error where the result came from.
+    """
     locked = lock.get(key, entry.version)
     if locked is not None and not update:
         if locked.sha256 != entry.sha256:
             raise ArtifactError(
-                f"the {key.kind} gave {key.artifact} {entry.version} ({key.architecture}) with sha256 {entry.sha256}, "
-                f"but kubeworker.lock has {locked.sha256}",
+                f"{place or key.kind} gave {key.artifact} {entry.version} ({key.architecture}) with sha256 "
+                f"{entry.sha256}, but kubeworker.lock has {locked.sha256}",
                 subject=key.artifact,
                 hint=f"find out why it changed; if it may: {UPDATE} --only {key.artifact}",
             )

@@ -95,16 +95,24 @@ class BlobStore:
             shutil.copyfile(path, copy)
             return self.adopt(copy)
 
-    def adopt(self, path: Path) -> Blob:
-        """Move a file into the store; it must lie in this cache (`work`, `partial`), so that it moves by rename."""
-        digest, size = _hash(path)
-        blob = Blob(sha256=digest, size=size)
+    def adopt(self, path: Path, blob: Blob | None = None) -> Blob:
+        """Move a file into the store; it must lie in this cache (`work`, `partial`), so that it moves by rename.
+
+        `blob` is what `hash_file` just said of it.
+        """
+        blob = blob or self.hash_file(path)
         path.chmod(0o555)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        path.replace(self._file(digest))
-        self._write(self.root / "stat" / digest, _fingerprint(self._file(digest).stat()).encode())
+        target = self._file(blob.sha256)
+        path.replace(target)
+        self._write(self.root / "stat" / blob.sha256, _fingerprint(target.stat()).encode())
         return blob
+
+    def hash_file(self, path: Path) -> Blob:
+        """What a file would be as a blob."""
+        digest, size = _hash(path)
+        return Blob(sha256=digest, size=size)
 
     def drop(self, blob: Blob) -> None:
         """Forget a blob and what was made of it."""

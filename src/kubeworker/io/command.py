@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -33,15 +34,7 @@ async def run(
 ) -> Finished:
     """Run a program to its end, without standard input; TimeoutError when it takes longer than `timeout` seconds."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-        )
+        process = await _start(command, env, cwd)
     except FileNotFoundError:
         return Finished(status=127, output=f"{command[0]}: not found")
     except OSError as error:
@@ -55,3 +48,23 @@ async def run(
             os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     return Finished(status=process.returncode or 0, output=output.decode("utf-8", "replace"))
+
+
+async def _start(command: Sequence[str], env: Mapping[str, str] | None, cwd: Path | None) -> asyncio.subprocess.Process:
+    for _ in range(20):
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+        # A child that another thread is just starting still holds the freshly written binary open.
+        await asyncio.sleep(0.05)
+    raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))

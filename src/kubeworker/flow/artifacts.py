@@ -1,0 +1,148 @@
+"""Artifacts: from the first source in the configured order that has them, into the cache, pinned in kubeworker.lock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kubeworker.core.artifact import Architecture, Artifact
+from kubeworker.core.lockfile import Entry, Key
+from kubeworker.core.model import Blob
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import ArtifactError
+from kubeworker.flow import artifact_sources as sources
+from kubeworker.flow.artifact_run import LOCK_NAME, Results, Run, read_lock
+from kubeworker.flow.events import Reporter, silent
+from kubeworker.io.binary import host_architecture
+from kubeworker.io.blob_store import BlobStore
+
+
+async def resolve(
+    cluster_file: Path,
+    cluster: ClusterFile,
+    artifacts: Sequence[Artifact],
+    *,
+    architecture: Architecture | None = None,
+    update_lock: bool = False,
+    report: Reporter = silent,
+    store: BlobStore | None = None,
+) -> dict[str, Blob]:
+    """Every artifact's blob by artifact name, its bytes in the store. The architecture defaults to this machine's.
+
+    Raises ArtifactError, which names every artifact that no source has or that was refused, and why; those that were
+    had are in the cache and pinned all the same.
+    """
+    run = _run(cluster_file, cluster, architecture, update_lock=update_lock, report=report, store=store)
+    return await _from_sources(run, _distinct(artifacts))
+
+
+async def locked(
+    cluster_file: Path,
+    cluster: ClusterFile,
+    artifacts: Sequence[Artifact],
+    *,
+    architecture: Architecture | None = None,
+    report: Reporter = silent,
+    store: BlobStore | None = None,
+) -> dict[str, Blob]:
+    """The same for a plan: what the lock file pins is believed without having the bytes; only the rest is got."""
+    run = _run(cluster_file, cluster, architecture, update_lock=False, report=report, store=store)
+    wanted, lock = _distinct(artifacts), run.lock()
+    pinned: dict[str, Blob] = {}
+    for artifact in wanted:
+        for kind in sources.kinds(run):
+            entry = lock.get(run.key(artifact, kind), artifact.version)
+            if entry is not None:
+                pinned.setdefault(artifact.name, Blob(sha256=entry.sha256, size=entry.size))
+    return pinned | await _from_sources(run, tuple(each for each in wanted if each.name not in pinned))
+
+
+def pins(
+    cluster_file: Path, artifacts: Sequence[Artifact], architecture: Architecture | None = None
+) -> dict[str, tuple[tuple[Key, Entry], ...]]:
+    """What the lock file says of each artifact, by artifact name: one entry for each kind of source that gave it."""
+    entries = read_lock(lock_path(cluster_file)).entries
+    wanted = architecture or host_architecture()
+    return {
+        artifact.name: tuple(
+            (key, entry)
+            for key, entry in sorted(entries.items(), key=lambda item: item[0])
+            if key.artifact == artifact.name and key.architecture == wanted and entry.version == artifact.version
+        )
+        for artifact in _distinct(artifacts)
+    }
+
+
+async def _from_sources(run: Run, artifacts: tuple[Artifact, ...]) -> dict[str, Blob]:
+    results = Results()
+    for source in run.settings.sources:
+        left = results.open(artifacts)
+        if not left:
+            break
+        match source:
+            case "cache":
+                await sources.from_cache(run, left, results)
+            case "download":
+                await sources.from_download(run, left, results)
+            case "build":
+                await sources.from_build(run, left, results)
+            case "local":
+                await sources.from_local(run, left, results)
+    failed = [each for each in artifacts if each.name not in results.blobs]
+    if failed:
+        raise _failure(run, failed, results)
+    return {artifact.name: results.blobs[artifact.name] for artifact in artifacts}
+
+
+def _failure(run: Run, failed: Sequence[Artifact], results: Results) -> ArtifactError:
+    """One error for all that failed; a single refused one as it is."""
+    refused = [results.refused[each.name] for each in failed if each.name in results.refused]
+    if len(failed) == 1 and refused:
+        return refused[0]
+    lines: list[str] = []
+    hints: dict[str, None] = {}
+    for artifact in failed:
+        if artifact.name in results.refused:
+            errors = [results.refused[artifact.name]]
+            lines.append(f"{artifact.name} {artifact.version}: refused")
+        else:
+            errors = results.missing.get(artifact.name, [])
+            lines.append(f"{artifact.name} {artifact.version} for {run.architecture}: no source has it")
+        for error in errors:
+            lines.append(f"  {error.subject}: {error.message}" if error.subject else f"  {error.message}")
+            if error.hint:
+                hints[error.hint] = None
+    tried = ", ".join(run.settings.sources)
+    return ArtifactError(
+        "\n".join((f"not all artifacts could be had (artifacts.sources: {tried})", *lines)),
+        subject=", ".join(each.name for each in failed),
+        hint="; ".join(hints) or "add a source to artifacts.sources",
+    )
+
+
+def _run(
+    cluster_file: Path,
+    cluster: ClusterFile,
+    architecture: Architecture | None,
+    *,
+    update_lock: bool,
+    report: Reporter,
+    store: BlobStore | None,
+) -> Run:
+    return Run(
+        store=store or BlobStore.default(),
+        lock_path=lock_path(cluster_file),
+        settings=cluster.artifacts,
+        architecture=architecture or host_architecture(),
+        update_lock=update_lock,
+        report=report,
+    )
+
+
+def lock_path(cluster_file: Path) -> Path:
+    """kubeworker.lock beside cluster.yaml."""
+    return cluster_file.parent / LOCK_NAME
+
+
+def _distinct(artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
+    return tuple({artifact.name: artifact for artifact in artifacts}.values())
