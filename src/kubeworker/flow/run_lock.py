@@ -1,0 +1,199 @@
+"""One run at a time per cluster: a Lease in kube-system that the run holds and renews.
+
+Clocks of two control hosts are never compared: a lock is stale when this observer has seen it unchanged for 60 s of
+its own clock, or when its holder was a process of this very machine that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kubeworker.core import kube_views
+from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, LockHeld
+from kubeworker.flow.events import Note, Reporter, Warning_
+from kubeworker.io.kube import Kube
+
+NAMESPACE = "kube-system"
+NAME = "kubeworker"
+STALE_SECONDS = 60.0
+RENEW_SECONDS = 10.0
+
+
+class RunLock:
+    """`async with RunLock(kube, report):` holds the cluster's lock; LockHeld where another living run has it.
+
+    A lock that is taken over meanwhile (this process was stopped for a minute, say) cancels the body and raises
+    LockHeld. While no kube-apiserver answers, the body goes on: the nodes' own locks still hold.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        report: Reporter,
+        *,
+        name: str = NAME,
+        holder: str = "",
+        stale: float = STALE_SECONDS,
+        renew: float = RENEW_SECONDS,
+    ) -> None:
+        """`stale` and `renew` in seconds; `holder` is this process unless a test says otherwise."""
+        self._kube = kube
+        self._report = report
+        self._name = name
+        self._holder = holder or identity()
+        self._stale = stale
+        self._renew = renew
+        self._lease: dict[str, Any] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._body: asyncio.Task[Any] | None = None
+        self._lost: LockHeld | None = None
+
+    async def __aenter__(self) -> Self:
+        """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
+        await self._acquire()
+        self._body = asyncio.current_task()
+        self._task = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Give the lock back, whatever happened; say LockHeld if it was lost."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        if self._lost is not None:
+            if self._body is not None and kind is asyncio.CancelledError:
+                self._body.uncancel()
+            raise self._lost from error
+        await self._release()
+
+    async def _acquire(self) -> None:
+        loop = asyncio.get_running_loop()
+        seen, since = "", loop.time()
+        while True:
+            found = await self._kube.get("Lease", self._name, namespace=NAMESPACE)
+            if found is None:
+                if await self._take(None):
+                    return
+                continue
+            lease = kube_views.lease(found)
+            if not lease.holder or died_here(lease.holder) or (seen and loop.time() - since >= self._stale):
+                if await self._take(found):
+                    return
+                continue
+            if seen and lease.resource_version != seen:
+                raise LockHeld(
+                    f"another run works on this cluster: {lease.holder}",
+                    subject=f"Lease {NAMESPACE}/{self._name}",
+                    hint="wait until it is done; a run that died is noticed after a minute",
+                )
+            if not seen:
+                seen, since = lease.resource_version, loop.time()
+                self._report(
+                    Note(
+                        subject=f"Lease {NAMESPACE}/{self._name}",
+                        text=f"held by {lease.holder}; looking for up to {self._stale:.0f} s whether that run is alive",
+                    )
+                )
+            await asyncio.sleep(min(1.0, self._stale / 10))
+
+    async def _take(self, found: dict[str, Any] | None) -> bool:
+        """Become the holder; False if somebody else was quicker."""
+        now = _now()
+        document = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self._name, "namespace": NAMESPACE} if found is None else found["metadata"],
+            "spec": {
+                "holderIdentity": self._holder,
+                "leaseDurationSeconds": max(1, round(self._stale)),
+                "acquireTime": now,
+                "renewTime": now,
+            },
+        }
+        try:
+            write = self._kube.create if found is None else self._kube.replace
+            self._lease = await write(document)
+        except (ApiConflict, ApiNotFound):
+            return False
+        return True
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._renew)
+            try:
+                await self._renew_once()
+            except LockHeld as error:
+                self._lost = error
+                assert self._body is not None
+                self._body.cancel()
+                return
+            except ApiError as error:
+                text = f"the lock can't be renewed now ({error.message}); the nodes' own locks still hold"
+                self._report(Warning_(subject=f"Lease {NAMESPACE}/{self._name}", text=text))
+
+    async def _renew_once(self) -> None:
+        document = {**self._lease, "spec": {**self._lease["spec"], "renewTime": _now()}}
+        try:
+            self._lease = await self._kube.replace(document)
+        except (ApiConflict, ApiNotFound) as error:
+            found = await self._kube.get("Lease", self._name, namespace=NAMESPACE)
+            holder = kube_views.lease(found).holder if found is not None else "nobody: it was deleted"
+            if found is None or holder != self._holder:
+                raise LockHeld(
+                    f"this run's lock was taken over by {holder}",
+                    subject=f"Lease {NAMESPACE}/{self._name}",
+                    hint="run again once the other one is done; what was not finished is finished then",
+                ) from error
+            # A renewal whose answer was lost, or an edit that left the holder alone: go on from what is there.
+            self._lease = found
+
+    async def _release(self) -> None:
+        document = {**self._lease, "spec": {**self._lease["spec"], "holderIdentity": ""}}
+        try:
+            await self._kube.replace(document)
+        except (ApiConflict, ApiNotFound):
+            return  # it is another's already
+        except ApiUnreachable as error:
+            text = f"the lock was not given back ({error.message}); the next run on another machine waits a minute"
+            self._report(Warning_(subject=f"Lease {NAMESPACE}/{self._name}", text=text))
+
+
+def identity() -> str:
+    """This process, so that another one on this machine can tell whether it is still there.
+
+    Host name, boot, pid namespace, pid and start time: a pid alone comes back, and another container has other pids.
+    """
+    return f"{_machine()}/{os.getpid()}-{_started(os.getpid())}"
+
+
+def died_here(holder: str) -> bool:
+    """The holder was a process of this machine, boot and pid namespace, and it is gone."""
+    machine, _, process = holder.rpartition("/")
+    pid, _, started = process.partition("-")
+    return machine == _machine() and pid.isdigit() and _started(int(pid)) != started
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    namespace = Path("/proc/self/ns/pid").readlink().name.strip("pid:[]")
+    return f"{socket.gethostname()}/{boot}-{namespace}"
+
+
+def _started(pid: int) -> str:
+    """Clock ticks since boot at which the process started (proc(5), stat field 22); empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
