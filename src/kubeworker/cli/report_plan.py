@@ -87,11 +87,11 @@ def summary(plan: PlanDocument) -> str:
     unknown = f"; unknown: {', '.join(failed)}" if failed else ""
     if not plan["changes"]:
         seen = len(plan["nodes"]) - len(failed)
-        return f"No changes: {_count(seen, 'node')} as described{unknown}"
+        return f"No changes: {count(seen, 'node')} as described{unknown}"
     changed = [node for node in plan["nodes"] if node["actions"]]
-    where = [_count(len(changed), "node")] if changed else []
+    where = [count(len(changed), "node")] if changed else []
     where += ["the cluster"] if plan["cluster"]["actions"] else []
-    return f"Plan: {_count(plan['changes'], 'change')} on {' and '.join(where)}, {_restarts(changed)}{unknown}"
+    return f"Plan: {count(plan['changes'], 'change')} on {' and '.join(where)}, {_restarts(changed)}{unknown}"
 
 
 def _restarts(nodes: Sequence[NodeDocument]) -> str:
@@ -104,13 +104,14 @@ def _restarts(nodes: Sequence[NodeDocument]) -> str:
     if not by_unit:
         return "restarts nothing"
     parts = (
-        f"{unit} on {', '.join(names) if len(names) <= 4 else _count(len(names), 'node')}"
+        f"{unit} on {', '.join(names) if len(names) <= 4 else count(len(names), 'node')}"
         for unit, names in by_unit.items()
     )
     return f"restarts: {'; '.join(parts)}"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """`1 node`, `2 nodes`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
@@ -154,7 +155,7 @@ def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: 
 def _print_diff(screen: Console, lines: Sequence[str], *, full: bool) -> None:
     body = [each for each in lines if not each.startswith(("---", "+++", "@@"))]
     if not full and body and all(each.startswith("+") for each in body):
-        screen.print(Text(f"      new, {_count(len(body), 'line')} (--full shows them)", style="dim"))
+        screen.print(Text(f"      new, {count(len(body), 'line')} (--full shows them)", style="dim"))
         return
     for each in lines:
         style = {"+": "green", "-": "red", "@": "cyan"}.get(each[:1], "")

@@ -1,0 +1,92 @@
+"""`kubeworker apply`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+from cyclopts import Parameter, validators
+
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes, Yes
+
+if TYPE_CHECKING:
+    from kubeworker.cli.report import Screen
+    from kubeworker.cli.report_apply import ApplyDocument
+    from kubeworker.cli.report_plan import PlanDocument
+    from kubeworker.flow.apply import Confirm
+    from kubeworker.flow.plan import Plan
+
+DECLINED = 2
+"""Exit code when the answer was no: changes are pending, as after `plan`."""
+
+
+async def apply(
+    *,
+    file: File = DEFAULT_FILE,
+    node: Nodes = (),
+    yes: Yes = False,
+    serial: Annotated[int | None, Parameter(negative="", validator=validators.Number(gte=1))] = None,
+    max_failures: Annotated[int, Parameter(negative="", validator=validators.Number(gte=0))] = 0,
+    full: Flag = False,
+    rehash: Flag = False,
+    accept_new_host_keys: Flag = False,
+    json: Json = False,
+    json_events: JsonEvents = False,
+) -> int:
+    """Show the plan, ask, and do exactly that.
+
+    One node's failure does not stop the others of its batch; what was swapped in there is put back.
+
+    Args:
+        file: The cluster file; paths in it are relative to it.
+        node: Only this node; may be given several times.
+        yes: Don't ask. Needed where there is no terminal.
+        serial: Nodes in one batch; the next starts when this one is healthy. Default: all at once.
+        max_failures: Nodes that may fail before no further batch is started.
+        full: Show new files in full too.
+        rehash: Hash every file on the nodes again, whatever their index says.
+        accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
+        json: Print the outcome as one JSON document. Needs --yes.
+        json_events: Print progress as JSON lines on standard error.
+    """
+    from kubeworker.cli.output import console, is_interactive, print_document
+    from kubeworker.cli.report import reporting
+    from kubeworker.cli.report_apply import print_result
+    from kubeworker.errors import InputError
+    from kubeworker.flow.apply import Options
+    from kubeworker.flow.apply import apply as carry_out
+    from kubeworker.flow.session import Request
+
+    if not yes and (json or not is_interactive()):
+        why = "--json can't ask" if json else "there is no terminal to ask on"
+        hint = "look at `kubeworker plan` first, then run apply with --yes"
+        raise InputError(why, subject="kubeworker apply", hint=hint)
+    request = Request(cluster_file=file, nodes=node, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
+    with reporting(json_events=json_events) as report:
+        confirm = _confirm(report, ask_first=not yes, show=not json, full=full)
+        done = await carry_out(request, Options(serial=serial or 0, max_failures=max_failures), confirm, report)
+    if json:
+        print_document(done.as_json())
+    elif not done.plan.changes:
+        _show(done.plan, full=full)
+    elif done.confirmed:
+        print_result(console(), cast("ApplyDocument", done.as_json()))
+    return done.exit_code if done.confirmed else DECLINED
+
+
+def _confirm(report: Screen, *, ask_first: bool, show: bool, full: bool) -> Confirm:
+    from kubeworker.cli.output import ask
+
+    async def confirm(plan: Plan) -> bool:
+        with report.paused():
+            if show:
+                _show(plan, full=full)
+            return await ask("Apply it?") if ask_first else True
+
+    return confirm
+
+
+def _show(plan: Plan, *, full: bool) -> None:
+    from kubeworker.cli.output import console
+    from kubeworker.cli.report_plan import print_plan
+
+    print_plan(console(), cast("PlanDocument", plan.as_json()), full=full)

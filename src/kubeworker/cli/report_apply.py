@@ -1,0 +1,66 @@
+"""The outcome of `apply` for people: a line per node, then what to do about those that failed."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kubeworker.cli.progress import size
+from kubeworker.cli.report import STYLES
+from kubeworker.cli.report_plan import ErrorDocument, count
+
+
+class NodeResult(TypedDict):
+    """One node's part of an apply."""
+
+    name: str
+    status: str
+    actions: int
+    """How many were carried out."""
+    seconds: float
+    uploaded: int
+    """Compressed bytes of artifacts that were sent."""
+    error: ErrorDocument | None
+
+
+class ApplyDocument(TypedDict):
+    """`apply --json`."""
+
+    changes: int
+    """Of the plan that was shown."""
+    nodes: list[NodeResult]
+    warnings: list[str]
+
+
+def print_result(screen: Console, result: ApplyDocument) -> None:
+    """The table, the failures with their way out, and one closing line. Warnings were shown with the plan."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NODE", "STATUS", "CHANGES", "SENT", "SECONDS"):
+        table.add_column(column, justify="right" if column in {"CHANGES", "SENT", "SECONDS"} else "left")
+    for node in result["nodes"]:
+        table.add_row(
+            node["name"],
+            Text(node["status"], style=STYLES.get(node["status"], "")),
+            str(node["actions"]),
+            size(node["uploaded"]) if node["uploaded"] else "",
+            f"{node['seconds']:.1f}",
+        )
+    screen.print(table)
+    for node in result["nodes"]:
+        if error := node["error"]:
+            screen.print(Text.assemble((f"{node['name']}: ", "bold"), error["message"]), soft_wrap=True)
+            if error["hint"]:
+                screen.print(Text(f"  hint: {error['hint']}", style="dim"), soft_wrap=True)
+    screen.print(Text(closing(result), style="bold"))
+
+
+def closing(result: ApplyDocument) -> str:
+    """`Applied: 12 changes on 2 nodes`, and which nodes are not done."""
+    undone = [node["name"] for node in result["nodes"] if node["status"] != "ok"]
+    actions = sum(node["actions"] for node in result["nodes"])
+    nodes = sum(bool(node["actions"]) for node in result["nodes"])
+    done = f"Applied: {count(actions, 'change')} on {count(nodes, 'node')}"
+    return f"{done}; not done: {', '.join(undone)} (run apply again once that is mended)" if undone else done
