@@ -123,7 +123,8 @@ def _conflist(context: Context[Config]) -> dict[str, Any]:
     bridge: dict[str, Any] = {
         "type": "bridge",
         "bridge": "kw0",
-        "isDefaultGateway": True,
+        # Not isDefaultGateway: it would add the default route that ipam gives already, and fail on it ("file exists").
+        "isGateway": True,
         # A pod that reaches itself through its own Service.
         "hairpinMode": True,
         "ipMasq": False,
