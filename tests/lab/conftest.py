@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,3 +51,26 @@ def make_lab(_no_leftover_labs: None) -> Iterator[MakeLab]:
     yield make
     for name in made:
         labs.down(name)
+
+
+COMMAND = Path(__file__).parents[2] / ".venv/bin/kubeworker"
+
+
+def kubeworker(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """The command as an operator runs it; its exit code is the test's business."""
+    return subprocess.run(
+        [str(COMMAND), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def deployed(lab: LabState) -> LabState:
+    """The session's lab after a first apply: three worker nodes, Ready. Tests heal what they break."""
+    done = kubeworker("apply", "--yes", "-f", lab.cluster_yaml)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return lab
