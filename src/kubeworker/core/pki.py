@@ -37,7 +37,9 @@ def parse_certificate(pem: bytes, *, subject: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise CredentialsError(f"holds no PEM certificate: {error}", subject=subject) from error
+        reason = str(error).split(".", maxsplit=1)[0]
+        hint = "it must be a PEM file that begins with -----BEGIN CERTIFICATE-----"
+        raise CredentialsError(f"holds no PEM certificate: {reason}", subject=subject, hint=hint) from error
 
 
 def load_ca_certificate(pem: bytes, *, now: datetime, subject: str) -> x509.Certificate:
@@ -81,7 +83,8 @@ def load_ca(cert_pem: bytes, key_pem: bytes, *, now: datetime, cert_subject: str
             hint="cluster.ca.key must name the CA's unencrypted private key in PEM form",
         ) from error
     if not isinstance(key, SigningKey):
-        raise CredentialsError(f"a {type(key).__name__} can't sign certificates", subject=key_subject)
+        hint = "the CA's key must be RSA, ECDSA or EdDSA"
+        raise CredentialsError(f"a {type(key).__name__} can't sign certificates", subject=key_subject, hint=hint)
     if _spki(key.public_key()) != _spki(certificate.public_key()):
         raise CredentialsError(
             f"is not the key of {cert_subject}",
