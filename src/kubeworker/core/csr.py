@@ -166,6 +166,46 @@ def issued_keys(csrs: Iterable[CsrView]) -> dict[str, frozenset[str]]:
     return keys
 
 
+Kind: TypeAlias = Literal["serving", "client", "other"]
+
+
+def kind(csr: CsrView) -> Kind:
+    """Which rules a request falls under; "other" is never touched, only listed."""
+    if csr.signer == SERVING_SIGNER:
+        return "serving"
+    if csr.signer == CLIENT_SIGNER and csr.username.startswith(BOOTSTRAP_USER):
+        return "client"
+    return "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """What requests are judged against."""
+
+    inventory: Inventory
+    issued_keys: Mapping[str, frozenset[str]]
+    """Nodes by the id of each public key that was issued to them."""
+    node_addresses: Mapping[str, frozenset[str]]
+    """Status addresses by name of the Node objects that exist."""
+    tokens: Mapping[str, str]
+    """Node by id of each bootstrap token that this tool has made for it."""
+    rejoining: frozenset[str] = frozenset()
+    """Nodes that may bootstrap again though their Node object exists."""
+
+
+def judge(csr: CsrView, known: Knowledge) -> Verdict:
+    """Judge by the rules that the request falls under; one that is no kubelet's is never approved."""
+    match kind(csr):
+        case "serving":
+            return verdict_serving(csr, known.inventory, known.issued_keys, known.node_addresses)
+        case "client":
+            return verdict_client(
+                csr, known.tokens, known.inventory, known.node_addresses, known.issued_keys, known.rejoining
+            )
+        case "other":
+            return Pending(rule="other.signer", detail=f"{csr.signer} by {csr.username} is not this tool's to approve")
+
+
 def verdict_serving(
     csr: CsrView,
     inventory: Inventory,
@@ -413,15 +453,3 @@ def _address(text: str) -> Address | None:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
-
-
-Kind: TypeAlias = Literal["serving", "client", "other"]
-
-
-def kind(csr: CsrView) -> Kind:
-    """Which rules a request falls under; "other" is never touched, only listed."""
-    if csr.signer == SERVING_SIGNER:
-        return "serving"
-    if csr.signer == CLIENT_SIGNER and csr.username.startswith(BOOTSTRAP_USER):
-        return "client"
-    return "other"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 3.0
 """How long one kube-apiserver may take to answer before the next is tried."""
 REQUEST_SECONDS = 15.0
+KEYS_RECORD = "kubeworker-issued-keys"
+"""ConfigMap in kube-system: node by SHA-256 of each public key that a kubelet certificate was issued for."""
 
 Value = TypeVar("Value")
 
@@ -281,6 +283,22 @@ class Kube:
             lambda client: client.replace(approval, request.name),
             again=False,
         )
+
+    async def known_keys(self) -> dict[str, frozenset[str]]:
+        """Public keys (ids) of kubelets and the nodes that they were issued to, as remembered in the cluster.
+
+        kube-controller-manager removes an issued request after an hour; this record stays.
+        """
+        found = await self.get("ConfigMap", KEYS_RECORD, namespace="kube-system")
+        data = (found or {}).get("data") or {}
+        return {key: frozenset(nodes.split(",")) for key, nodes in data.items()}
+
+    async def remember_keys(self, keys: Mapping[str, frozenset[str]]) -> None:
+        """Add to the record that `known_keys` reads."""
+        data = {key: ",".join(sorted(nodes)) for key, nodes in keys.items()}
+        metadata = {"name": KEYS_RECORD, "namespace": "kube-system"}
+        document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        await self.carry_out(ObjectAction(verb="patch", document=document, reason="keys issued to kubelets"))
 
     async def tokens(self) -> tuple[BootstrapToken, ...]:
         """The bootstrap tokens that this tool has made and that still exist."""
