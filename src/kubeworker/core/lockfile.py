@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import tomli_w
@@ -22,6 +23,7 @@ UPDATE = "kubeworker artifacts fetch --update-lock"
 
 Kind: TypeAlias = Literal["download", "build", "local"]
 """The sources that make an artifact; `cache` only hands out again what one of these made."""
+KINDS: tuple[Kind, ...] = ("download", "build", "local")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -64,8 +66,12 @@ class Lock:
         return Lock(entries={**self.entries, key: entry})
 
 
+@lru_cache(maxsize=4)
 def parse(text: str, *, subject: str) -> Lock:
-    """Read the file's text; InputError when it is no lock file of this format."""
+    """Read the file's text; InputError when it is no lock file of this format.
+
+    Kept for the same text: a run asks for each artifact in turn, and parsing TOML takes 2 ms.
+    """
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kubeworker.core import checksums, lockfile, recipe
 from kubeworker.core.artifact import Artifact, ConfigureBuild, GoBuild, Release, release_url
-from kubeworker.core.lockfile import Entry, Kind
+from kubeworker.core.lockfile import KINDS, Entry, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.recipe import Group
 from kubeworker.errors import ArtifactError, ArtifactMissing
@@ -54,12 +54,11 @@ async def from_cache(run: Run, artifacts: tuple[Artifact, ...], results: Results
 
 async def _cached(run: Run, artifact: Artifact) -> Blob:
     lock = run.lock()
-    for kind in kinds(run):
+    for kind in kinds(run) or KINDS:
         locked = None if run.update_lock else lock.get(run.key(artifact, kind), artifact.version)
         if locked is not None:
             blob = Blob(sha256=locked.sha256, size=locked.size)
             if _same_recipe(artifact, kind, locked) and await trusted(run, artifact, blob):
-                await pin(run, artifact, kind, locked)
                 return blob
             continue
         found = await _indexed(run, artifact, kind)
@@ -71,7 +70,10 @@ async def _cached(run: Run, artifact: Artifact) -> Blob:
 
 
 def kinds(run: Run) -> tuple[Kind, ...]:
-    """The kinds of source that the operator allows, in order; the cache stands in for each of them."""
+    """The kinds of source that the operator allows, in order; the cache stands in for each of them.
+
+    Empty for `sources: [cache]`, a site that imports bundles: there a pin of any kind will do.
+    """
     return tuple(source for source in run.settings.sources if source != "cache")
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.lockfile import Entry, Key
+from kubeworker.core.lockfile import KINDS, Entry, Key, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ArtifactError
+from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.flow import artifact_sources as sources
 from kubeworker.flow.artifact_run import LOCK_NAME, Results, Run, read_lock
 from kubeworker.flow.events import Reporter, silent
 from kubeworker.io.binary import host_architecture
-from kubeworker.io.blob_store import BlobStore
+from kubeworker.io.blob_store import BlobDamaged, BlobStore
 
 
 async def resolve(
@@ -50,27 +52,56 @@ async def locked(
     wanted, lock = _distinct(artifacts), run.lock()
     pinned: dict[str, Blob] = {}
     for artifact in wanted:
-        for kind in sources.kinds(run):
+        for kind in sources.kinds(run) or KINDS:
             entry = lock.get(run.key(artifact, kind), artifact.version)
             if entry is not None:
                 pinned.setdefault(artifact.name, Blob(sha256=entry.sha256, size=entry.size))
     return pinned | await _from_sources(run, tuple(each for each in wanted if each.name not in pinned))
 
 
-def pins(
-    cluster_file: Path, artifacts: Sequence[Artifact], architecture: Architecture | None = None
-) -> dict[str, tuple[tuple[Key, Entry], ...]]:
-    """What the lock file says of each artifact, by artifact name: one entry for each kind of source that gave it."""
-    entries = read_lock(lock_path(cluster_file)).entries
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One artifact as `artifacts list` shows it: once for each kind of source that it is pinned for."""
+
+    artifact: Artifact
+    architecture: Architecture
+    kind: Kind | None
+    """None: not pinned yet."""
+    entry: Entry | None
+    state: Literal["in the cache", "not in the cache", "damaged", "not pinned"]
+
+
+def listed(
+    cluster_file: Path,
+    artifacts: Sequence[Artifact],
+    *,
+    architecture: Architecture | None = None,
+    store: BlobStore | None = None,
+) -> tuple[Listed, ...]:
+    """What the lock file pins each artifact to, and whether the cache has those bytes; nothing is fetched."""
+    lock, store = read_lock(lock_path(cluster_file)), store or BlobStore.default()
     wanted = architecture or host_architecture()
-    return {
-        artifact.name: tuple(
-            (key, entry)
-            for key, entry in sorted(entries.items(), key=lambda item: item[0])
-            if key.artifact == artifact.name and key.architecture == wanted and entry.version == artifact.version
-        )
-        for artifact in _distinct(artifacts)
-    }
+    found: list[Listed] = []
+    for artifact in _distinct(artifacts):
+        keys = [Key(artifact=artifact.name, architecture=wanted, kind=kind) for kind in KINDS]
+        pinned = [(key.kind, entry) for key in keys if (entry := lock.get(key, artifact.version)) is not None]
+        found += [
+            Listed(artifact=artifact, architecture=wanted, kind=kind, entry=entry, state=_state(store, entry))
+            for kind, entry in pinned
+        ]
+        if not pinned:
+            found.append(Listed(artifact=artifact, architecture=wanted, kind=None, entry=None, state="not pinned"))
+    return tuple(found)
+
+
+def _state(store: BlobStore, entry: Entry) -> Literal["in the cache", "not in the cache", "damaged"]:
+    try:
+        store.path(Blob(sha256=entry.sha256, size=entry.size))
+    except ArtifactMissing:
+        return "not in the cache"
+    except BlobDamaged:
+        return "damaged"
+    return "in the cache"
 
 
 async def _from_sources(run: Run, artifacts: tuple[Artifact, ...]) -> dict[str, Blob]:
@@ -116,7 +147,7 @@ def _failure(run: Run, failed: Sequence[Artifact], results: Results) -> Artifact
     return ArtifactError(
         "\n".join((f"not all artifacts could be had (artifacts.sources: {tried})", *lines)),
         subject=", ".join(each.name for each in failed),
-        hint="; ".join(hints) or "add a source to artifacts.sources",
+        hint="; ".join(hints) or "add a source to artifacts.sources, or `kubeworker artifacts import BUNDLE`",
     )
 
 
