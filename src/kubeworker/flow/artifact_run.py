@@ -128,6 +128,7 @@ async def accept(run: Run, artifact: Artifact, file: Path, origin: Origin) -> Bl
     run.store.remember(_checked_key(run, artifact, blob), blob)
     run.store.remember(origin.index_key(artifact, run.architecture), blob)
     await pin(run, artifact, origin.kind, entry)
+    run.report(ArtifactReady(name=artifact.name, version=artifact.version, source=origin.kind, sha256=entry.sha256))
     return blob
 
 
@@ -135,7 +136,6 @@ async def pin(run: Run, artifact: Artifact, kind: Kind, entry: Entry) -> None:
     """Write the entry into the lock file, unless it is there."""
     key = run.key(artifact, kind)
     await change_lock(run.store, run.lock_path, lambda lock: lockfile.pin(lock, key, entry, update=run.update_lock))
-    run.report(ArtifactReady(name=artifact.name, version=artifact.version, source=kind, sha256=entry.sha256))
 
 
 async def trusted(run: Run, artifact: Artifact, blob: Blob) -> bool:
