@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from kubeworker.core import csr
@@ -56,6 +57,17 @@ class Approved:
     approved: tuple[CsrView, ...]
     left: tuple[Listed, ...]
     """Kubelets' requests that stay pending, each with its broken rule."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable machine-readable form."""
+        approved = [{"name": each.name, "node": each.node, "signer": each.signer} for each in self.approved]
+        return {"approved": approved, "pending": [each.as_json() for each in self.left]}
+
+
+async def connect(cluster: ClusterFile) -> Kube:
+    """The cluster's API, as cluster.yaml says how."""
+    files = cluster.cluster
+    return await Kube.connect(Path(files.kubeconfig), files.apiservers, Path(files.ca.cert))
 
 
 async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:

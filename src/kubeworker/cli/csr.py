@@ -1,0 +1,67 @@
+"""`kubeworker csr`."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents
+
+app = App(name="csr", help="Kubelets' certificate requests: list them, approve those that hold every rule.")
+
+
+@app.command(name="list")
+async def list_(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
+    """Show every certificate signing request; a pending one with the rule that it breaks.
+
+    Args:
+        file: The cluster file; paths in it are relative to it.
+        json: Print the list as one JSON document.
+    """
+    from kubeworker.cli.output import console, print_document
+    from kubeworker.cli.report_csr import print_requests
+    from kubeworker.cli.spec import load_cluster
+    from kubeworker.flow import csr
+
+    cluster = load_cluster(file)
+    async with await csr.connect(cluster) as kube:
+        listed = await csr.listing(kube, cluster)
+    if json:
+        print_document({"requests": [each.as_json() for each in listed]})
+    else:
+        print_requests(console(), listed)
+    return 0
+
+
+@app.command
+async def approve(
+    *, file: File = DEFAULT_FILE, watch: Flag = False, json: Json = False, json_events: JsonEvents = False
+) -> int:
+    """Approve kubelets' requests that hold every rule; exit code 1 if one stays pending because it breaks a rule.
+
+    Args:
+        file: The cluster file; paths in it are relative to it.
+        watch: Go on until interrupted: renewals come months later. Broken rules are reported once each.
+        json: Print what was approved and what stays pending as one JSON document.
+        json_events: Print progress as JSON lines on standard error.
+    """
+    from kubeworker.cli.output import console, print_document
+    from kubeworker.cli.report import reporting
+    from kubeworker.cli.report_csr import print_requests
+    from kubeworker.cli.spec import load_cluster
+    from kubeworker.errors import InputError
+    from kubeworker.flow import csr
+
+    if watch and json:
+        hint = "use --json-events: one line for each decision"
+        raise InputError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
+    cluster = load_cluster(file)
+    with reporting(json_events=json_events) as report:
+        async with await csr.connect(cluster) as kube:
+            if watch:
+                await csr.watch(kube, cluster, report)
+            done = await csr.approve(kube, cluster, report)
+    if json:
+        print_document(done.as_json())
+    elif done.left:
+        print_requests(console(), done.left)
+    return 1 if done.left else 0

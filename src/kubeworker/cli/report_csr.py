@@ -1,0 +1,37 @@
+"""Certificate requests for people: one line each, and under it the rule that it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kubeworker.cli.report import STYLES
+from kubeworker.core.csr import Pending
+from kubeworker.flow.csr import Listed
+
+
+def print_requests(screen: Console, listed: Sequence[Listed]) -> None:
+    """Name, node, signer, state and verdict of each request."""
+    if not listed:
+        screen.print("no certificate signing requests")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("NAME", "NODE", "SIGNER", "STATE", "VERDICT"):
+        table.add_column(column, overflow="fold")
+    for each in listed:
+        request = each.request
+        table.add_row(request.name, request.node or request.username, request.signer, request.state, _verdict(each))
+    screen.print(table)
+
+
+def _verdict(each: Listed) -> Text:
+    match each.verdict:
+        case None:
+            return Text("")
+        case Pending(rule=rule, detail=detail):
+            return Text(f"{rule}: {detail}", style=STYLES["pending"])
+        case _:
+            return Text("holds every rule: kubeworker csr approve", style=STYLES["ok"])
