@@ -21,7 +21,7 @@ from rich.text import Text
 
 from kubeworker.cli.output import console
 from kubeworker.cli.progress import Progress, Row, line, size
-from kubeworker.flow.events import Event, Transfer, Warning_, as_json
+from kubeworker.flow.events import ArtifactReady, Event, Transfer, Warning_, as_json
 
 STYLES = {
     "ok": "green",
@@ -71,13 +71,16 @@ class _JsonLines:
 
 
 class _Lines:
-    """One line an event; of a transfer only its end, and where it takes long its state now and then."""
+    """One line an event; of a transfer only its end, and where it takes long its state now and then.
+
+    That an artifact is ready is news only where it was built or sent, and those are told by themselves.
+    """
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], float] = {}
 
     def __call__(self, event: Event, /) -> None:
-        if isinstance(event, Transfer) and not self._is_due(event):
+        if isinstance(event, ArtifactReady) or (isinstance(event, Transfer) and not self._is_due(event)):
             return
         sys.stderr.write(line(event) + "\n")
         sys.stderr.flush()
@@ -127,7 +130,7 @@ class _Table:
     def __call__(self, event: Event, /) -> None:
         before = self._progress
         self._progress = before.after(event)
-        if self._progress is before:  # not part of any row
+        if self._progress is before and not isinstance(event, ArtifactReady):  # not part of any row
             self._screen.print(Text(line(event), style="yellow" if isinstance(event, Warning_) else "dim"))
 
     def _drawn(self) -> RenderableType:

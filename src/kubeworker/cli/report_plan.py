@@ -153,12 +153,12 @@ def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: 
 
 
 def _print_diff(screen: Console, lines: Sequence[str], *, full: bool) -> None:
-    body = [each for each in lines if not each.startswith(("---", "+++", "@@"))]
-    if not full and body and all(each.startswith("+") for each in body):
-        screen.print(Text(f"      new, {count(len(body), 'line')} (--full shows them)", style="dim"))
+    # The path stands above already: the two header lines are left out.
+    body = lines[2:] if lines[0].startswith("--- ") and lines[1].startswith("+++ ") else lines
+    added = [each for each in body if not each.startswith("@@")]
+    if not full and all(each.startswith("+") for each in added):
+        screen.print(Text(f"      {count(len(added), 'new line')} (--full shows them)", style="dim"))
         return
-    for each in lines:
+    for each in body:
         style = {"+": "green", "-": "red", "@": "cyan"}.get(each[:1], "")
-        if each.startswith(("---", "+++")):
-            style = "bold"
         screen.print(Text(f"      {each}", style=style), soft_wrap=True)

@@ -61,7 +61,7 @@ def test_diffs_and_reasons_are_shown() -> None:
 
 
 def test_new_files_are_folded_unless_asked_for() -> None:
-    assert "new, 2 lines (--full shows them)" in shown(plan(node("a", NEW)))
+    assert "2 new lines (--full shows them)" in shown(plan(node("a", NEW)))
     assert "      +one\n      +two\n" in shown(plan(node("a", NEW)), full=True)
 
 
