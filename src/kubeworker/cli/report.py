@@ -21,7 +21,7 @@ from rich.text import Text
 
 from kubeworker.cli.output import console
 from kubeworker.cli.progress import Progress, Row, line, size
-from kubeworker.flow.events import ArtifactReady, Event, Transfer, Warning_, as_json
+from kubeworker.flow.events import ArtifactReady, CheckDone, Event, Transfer, Warning_, as_json
 
 STYLES = {
     "ok": "green",
@@ -73,15 +73,19 @@ class _JsonLines:
 class _Lines:
     """One line an event; of a transfer only its end, and where it takes long its state now and then.
 
-    That an artifact is ready is news only where it was built or sent, and those are told by themselves.
+    That an artifact is ready is news only where it was built or sent, and those are told by themselves; checks that
+    passed are counted when their node is done.
     """
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], float] = {}
 
     def __call__(self, event: Event, /) -> None:
-        if isinstance(event, ArtifactReady) or (isinstance(event, Transfer) and not self._is_due(event)):
-            return
+        match event:
+            case ArtifactReady() | CheckDone(status="passed"):
+                return
+            case Transfer() if not self._is_due(event):
+                return
         sys.stderr.write(line(event) + "\n")
         sys.stderr.flush()
 
