@@ -284,13 +284,15 @@ def _disks(requirements: Iterable[object], bin_dir: str) -> str:
     paths = {requirement.path for requirement in requirements if isinstance(requirement, RequireDisk)}
     # The output names the file system, not the argument, so the answers are matched by their order.
     words = shlex.join(sorted({*paths, bin_dir}))
-    return f"""for path in {words}; do
+    return f"""# shellcheck disable=SC2043  # there may be only one path
+for path in {words}; do
   place=$path
   while [ ! -d "$place" ]; do place=${{place%/*}}; [ -n "$place" ] || place=/; done
   set -- "$@" "$place"
 done
 df -B1 --output=avail,iavail,target -- "$@" | {{
   read -r _
+  # shellcheck disable=SC2043
   for path in {words}; do
     read -r free inodes mount
     printf 'disk\\t%s\\t%s\\t%s\\t%s\\n' "$free" "$inodes" "$mount" "$path"
