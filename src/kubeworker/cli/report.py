@@ -21,7 +21,7 @@ from rich.text import Text
 
 from kubeworker.cli.output import console
 from kubeworker.cli.progress import Progress, Row, line, size
-from kubeworker.flow.events import ArtifactReady, CheckDone, Event, Transfer, Warning_, as_json
+from kubeworker.flow.events import CheckDone, Event, Transfer, Warning_, as_json
 
 STYLES = {
     "ok": "green",
@@ -73,8 +73,7 @@ class _JsonLines:
 class _Lines:
     """One line an event; of a transfer only its end, and where it takes long its state now and then.
 
-    That an artifact is ready is news only where it was built or sent, and those are told by themselves; checks that
-    passed are counted when their node is done.
+    Checks that passed are counted when their node is done.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class _Lines:
 
     def __call__(self, event: Event, /) -> None:
         match event:
-            case ArtifactReady() | CheckDone(status="passed"):
+            case CheckDone(status="passed"):
                 return
             case Transfer() if not self._is_due(event):
                 return
@@ -134,7 +133,7 @@ class _Table:
     def __call__(self, event: Event, /) -> None:
         before = self._progress
         self._progress = before.after(event)
-        if self._progress is before and not isinstance(event, ArtifactReady):  # not part of any row
+        if self._progress is before:  # not part of any row
             self._screen.print(Text(line(event), style="yellow" if isinstance(event, Warning_) else "dim"))
 
     def _drawn(self) -> RenderableType:

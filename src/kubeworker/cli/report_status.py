@@ -1,4 +1,4 @@
-"""`status` for people: a table with a line per node."""
+"""`status` for people: one line per node, coloured where it wants a look."""
 
 from __future__ import annotations
 
@@ -6,61 +6,68 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.cli.report import STYLES
 from kubeworker.flow.status import FleetStatus, NodeLine
 
-SOON_DAYS = 30
-"""Certificates that end sooner are marked."""
+EXPIRES_SOON_DAYS = 30
+"""From here on a certificate's days are shown as a warning; apply renews kube-proxy's at the same point."""
 
-_GOOD, _BAD = STYLES["passed"], STYLES["failed"]
+COLUMNS = ("NAME", "READY", "KUBELET", "CONTAINERD", "UNITS", "CERTIFICATES", "DRIFT")
 
 
 def print_status(screen: Console, fleet: FleetStatus) -> None:
-    """The table, then the CA's own days and what kept something from being seen."""
+    """The table, then what could not be looked at, and the CA's remaining days."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("NODE", "READY", "KUBELET", "CONTAINERD", "UNITS", "CERTIFICATES (DAYS)", "DRIFT"):
-        table.add_column(column, justify="right" if column == "DRIFT" else "left")
+    for column in COLUMNS:
+        table.add_column(column)
     for node in fleet.nodes:
-        table.add_row(*_cells(node))
+        table.add_row(
+            Text(node.name, style="bold"),
+            _ready(node),
+            node.kubelet,
+            node.runtime,
+            _units(node),
+            _days(node),
+            _drift(node),
+        )
     screen.print(table)
-    screen.print(Text.assemble("CA: ", _days(fleet.ca_days), " days left"))
-    if fleet.trouble:
-        screen.print(Text(f"no kube-apiserver answers: {fleet.trouble}", style=_BAD))
     for node in fleet.nodes:
         if node.error:
-            screen.print(Text(f"{node.name}: {node.error.message}", style=_BAD), soft_wrap=True)
+            screen.print(Text(f"{node.name}: {node.error.message}", style="red"), soft_wrap=True)
+            if node.error.hint:
+                screen.print(Text(f"  hint: {node.error.hint}", style="dim"), soft_wrap=True)
+    if fleet.trouble:
+        screen.print(Text(f"no kube-apiserver answers: {fleet.trouble}", style="red"), soft_wrap=True)
+    if fleet.ca_days < EXPIRES_SOON_DAYS:
+        screen.print(Text(f"the cluster's CA lasts {fleet.ca_days} more days", style="bold red"))
 
 
-def _cells(node: NodeLine) -> tuple[Text, ...]:
-    if node.status == "unreachable":
-        return Text(node.name), Text("unreachable", style=_BAD)
-    return (
-        Text(node.name),
-        Text(node.ready or "?", style=_GOOD if node.ready == "Ready" else _BAD),
-        Text(node.kubelet or "-"),
-        Text(node.runtime or "-"),
-        _units(node),
-        Text(" ").join(
-            Text.assemble(f"{check.removesuffix('_cert')} ", _days(days)) for check, days in node.certificates.items()
-        ),
-        _drift(node.drift),
-    )
+def _ready(node: NodeLine) -> Text:
+    if node.error:
+        return Text(node.status, style="bold red")
+    return Text(node.ready or "unknown", style="green" if node.ready == "Ready" else "yellow")
 
 
 def _units(node: NodeLine) -> Text:
-    down = [f"{unit.removesuffix('.service')} {state}" for unit, state in node.units.items() if state != "active"]
-    if not down:
-        return Text(f"{len(node.units)} active", style=_GOOD)
-    return Text(", ".join(down), style=_BAD)
+    """`4 active`, or those that are not."""
+    wrong = {unit.removesuffix(".service"): state for unit, state in node.units.items() if state != "active"}
+    if wrong:
+        return Text(", ".join(f"{unit} {state}" for unit, state in wrong.items()), style="red")
+    return Text(f"{len(node.units)} active" if node.units else "")
 
 
-def _drift(drift: int | None) -> Text:
-    if drift is None:
-        return Text("?", style=_BAD)
-    return Text(str(drift), style=_GOOD if drift == 0 else _BAD)
+def _days(node: NodeLine) -> Text:
+    """Days left of the certificate that ends first, and its name."""
+    missing = [name for name, days in node.certificates.items() if days is None]
+    if missing:
+        return Text(f"missing: {', '.join(missing)}", style="red")
+    ends = [(days, name) for name, days in node.certificates.items() if days is not None]
+    if not ends:
+        return Text("")
+    days, name = min(ends)
+    return Text(f"{days} days ({name})", style="yellow" if days < EXPIRES_SOON_DAYS else "")
 
 
-def _days(days: int | None) -> Text:
-    if days is None:
-        return Text("none", style=_BAD)
-    return Text(str(days), style=_GOOD if days >= SOON_DAYS else _BAD)
+def _drift(node: NodeLine) -> Text:
+    if node.drift is None:
+        return Text("unknown", style="yellow")
+    return Text(f"{node.drift} changes", style="yellow") if node.drift else Text("none", style="green")

@@ -13,13 +13,13 @@ async def status(
     json: Json = False,
     json_events: JsonEvents = False,
 ) -> int:
-    """One line per node: versions, units, Ready, days that certificates last, and drift. Changes nothing.
+    """One line per node: Ready, versions, units, days that certificates still last, drift. Changes nothing.
 
     Args:
         file: The cluster file; paths in it are relative to it.
         node: Only this node; may be given several times.
         accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
-        json: Print one JSON document.
+        json: Print the nodes as one JSON document.
         json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.output import console, print_document
@@ -30,9 +30,9 @@ async def status(
 
     request = Request(cluster_file=file, nodes=node, accept_new_host_keys=accept_new_host_keys)
     with reporting(json_events=json_events) as report:
-        fleet = await look(request, report)
+        found = await look(request, report)
     if json:
-        print_document(fleet.as_json())
+        print_document(found.as_json())
     else:
-        print_status(console(), fleet)
-    return fleet.exit_code
+        print_status(console(), found)
+    return found.exit_code
