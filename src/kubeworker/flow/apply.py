@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
 from kubeworker.flow import credentials, join
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
+from kubeworker.flow.run_lock import RunLock
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io import https
 from kubeworker.io.fleet import Failed, fan_out
@@ -115,9 +116,12 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
     """Carry out a plan, then what it deferred, until nothing is left to do."""
     run = _Run(session=session, options=options, uploads=asyncio.Semaphore(session.cluster.ssh.uploads))
     run.results = {node.name: _untouched(node) for node in plan.nodes}
-    if plan.credential:
-        credentials.write(session.request.cluster_file, session.proxy)
-    async with _approving(session, plan):
+    async with AsyncExitStack() as stack:
+        if session.kube:
+            await stack.enter_async_context(RunLock(session.kube, session.report))
+        if plan.credential:
+            credentials.write(session.request.cluster_file, session.proxy)
+        await stack.enter_async_context(_approving(session, plan))
         current = plan
         for _ in range(ROUNDS):
             await run.carry_out(current)

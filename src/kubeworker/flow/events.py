@@ -65,7 +65,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactReady:
-    """An artifact was got from `source`, checked, and lies in the store now (one that was in the cache says nothing)."""
+    """An artifact was got from `source`, checked, and lies in the store now; one that was in the cache says nothing."""
 
     name: str
     version: str
