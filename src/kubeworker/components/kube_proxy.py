@@ -45,8 +45,9 @@ class Config(ComponentConfig):
     """ipvs is the guide's, deprecated from Kubernetes 1.35 on; nftables is its successor (GA since 1.33)."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Merged over the rendered KubeProxyConfiguration: maps key by key, anything else replaces, null removes."""
-    certificate_days: int = Field(default=365, gt=30)
-    """Lifetime of the client certificate; apply renews it when 30 days are left."""
+    certificate_days: int = Field(default=3650, gt=30)
+    """Lifetime of the client certificate, which never outlives the CA; apply renews it when 30 days are left. The
+    default is ten years since only apply renews it: a site that runs apply often can do with less."""
 
 
 _CONFIG = "/etc/kubernetes/kube-proxy-config.yaml"

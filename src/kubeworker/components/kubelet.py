@@ -49,8 +49,9 @@ class Config(ComponentConfig):
     """guarded: the tool approves a bootstrap CSR only for the node that its token was made for. auto: the guide's
     binding lets kube-controller-manager approve every bootstrap token's CSR, for any node name. Default: guarded;
     with `profile: guide` auto."""
-    token_minutes: int | None = Field(default=None, gt=0)
-    """Lifetime of a bootstrap token, deleted when the node has joined. Default: 15; with `profile: guide` 1440."""
+    token_minutes: int | None = Field(default=None, ge=15)
+    """Lifetime of a bootstrap token, deleted when the node has joined. Binaries are sent meanwhile: the slowest node
+    must be done within it. Default: 20; with `profile: guide` 1440."""
 
     def client_csr_for(self, cluster: ClusterFile) -> Literal["guarded", "auto"]:
         """`client_csr` or the profile's default."""
@@ -58,7 +59,7 @@ class Config(ComponentConfig):
 
     def token_minutes_for(self, cluster: ClusterFile) -> int:
         """`token_minutes` or the profile's default."""
-        return self.token_minutes or (1440 if cluster.profile == "guide" else 15)
+        return self.token_minutes or (1440 if cluster.profile == "guide" else 20)
 
 
 CA = "/etc/kubernetes/cert/ca.pem"

@@ -16,8 +16,6 @@ NAMESPACE = "kube-system"
 LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "kubeworker"
 NODE_ANNOTATION = "kubeworker.io/node"
-TTL: Mapping[str, timedelta] = {"default": timedelta(minutes=20), "guide": timedelta(hours=24)}
-"""Lifetime by profile; the guide's tokens live a day. Every token is deleted once its node has joined."""
 MINIMUM = timedelta(minutes=10)
 """A token found with less time left than this is replaced, not used again."""
 RANDOM_BYTES = 22

@@ -55,16 +55,11 @@ class ObjectAction:
         return f"{self.document['kind']} {f'{namespace}/' if namespace else ''}{metadata['name']}"
 
 
-def client_csr(cluster: ClusterFile) -> ClientCsr:
-    """`components.kubelet.client_csr`; guarded unless said otherwise, auto in the guide's profile."""
-    given = cluster.components.get("kubelet", {}).get("client_csr")
-    if given is not None:
-        return "auto" if given == "auto" else "guarded"
-    return "auto" if cluster.profile == "guide" else "guarded"
+def bindings(cluster: ClusterFile, *, client_csr: ClientCsr) -> tuple[dict[str, Any], ...]:
+    """The ClusterRoleBindings that kubelets need to join and renew, under the guide's names.
 
-
-def bindings(cluster: ClusterFile) -> tuple[dict[str, Any], ...]:
-    """The ClusterRoleBindings that kubelets need to join and renew, under the guide's names."""
+    `client_csr` is kubelet's setting of that name: auto adds the guide's binding that approves any bootstrap request.
+    """
     role = "system:certificates.k8s.io:certificatesigningrequests"
     bootstrappers, nodes = _group("system:bootstrappers"), _group("system:nodes")
     wanted = [
@@ -72,7 +67,7 @@ def bindings(cluster: ClusterFile) -> tuple[dict[str, Any], ...]:
         _binding("node-client-cert-renewal", f"{role}:selfnodeclient", nodes),
         _binding("kube-apiserver:kubelet-apis", "system:kubelet-api-admin", _user(cluster.cluster.kubelet_client_user)),
     ]
-    if client_csr(cluster) == "auto":
+    if client_csr == "auto":
         wanted.append(_binding(AUTO_APPROVE, NODE_CLIENT, bootstrappers))
     if cluster.profile == "guide":
         # It approves nothing: kube-controller-manager never handles serving certificates (kubernetes#73356).

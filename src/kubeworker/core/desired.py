@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kubeworker.core.artifact import Artifact
-from kubeworker.core.component import Archive, Component, Context, Credentials, Facts
+from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
 from kubeworker.core.model import (
     Blob,
     Check,
@@ -62,9 +62,9 @@ def validate_components(cluster: ClusterFile, registry: Registry) -> None:
                 hint=f"the components are {', '.join(sorted(known))}",
             )
     for component in registry:
-        config = _config(component, cluster)
+        settings = config(component, cluster)
         if component.enabled(cluster):
-            component.validate(cluster, config)
+            component.validate(cluster, settings)
 
 
 def desired(
@@ -87,7 +87,7 @@ def desired(
         context: Context[Any] = Context(
             cluster=cluster,
             node=node,
-            config=_config(component, cluster),
+            config=config(component, cluster),
             blobs=blobs,
             archives=archives,
             credentials=credentials,
@@ -106,7 +106,7 @@ def artifacts(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
         artifact
         for component in registry
         if component.enabled(cluster)
-        for artifact in component.artifacts(cluster, _config(component, cluster))
+        for artifact in component.artifacts(cluster, config(component, cluster))
     )
 
 
@@ -116,7 +116,7 @@ def archives(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
         path
         for component in registry
         if component.enabled(cluster)
-        for path in component.archives(cluster, _config(component, cluster))
+        for path in component.archives(cluster, config(component, cluster))
     )
 
 
@@ -138,7 +138,7 @@ def checks(
             Context(
                 cluster=cluster,
                 node=node,
-                config=_config(component, cluster),
+                config=config(component, cluster),
                 blobs={},
                 archives=archives,
                 credentials=credentials,
@@ -154,7 +154,7 @@ def warnings(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
         text
         for component in registry
         if component.enabled(cluster)
-        for text in component.warnings(cluster, _config(component, cluster))
+        for text in component.warnings(cluster, config(component, cluster))
     )
 
 
@@ -163,7 +163,8 @@ def paths(state: NodeState) -> tuple[str, ...]:
     return tuple(path for stage in state.stages for path in _paths(stage))
 
 
-def _config(component: Component[Any], cluster: ClusterFile) -> Any:
+def config(component: Component[ConfigT], cluster: ClusterFile) -> ConfigT:
+    """The component's settings in cluster.yaml, its defaults where nothing is set; SpecError for a wrong field."""
     given = cluster.components.get(component.name, {})
     try:
         return component.config.model_validate(given)

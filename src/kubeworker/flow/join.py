@@ -7,9 +7,10 @@ import contextlib
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from kubeworker.core import bootstrap_token, cluster_objects, csr
+from kubeworker.components import kubelet
+from kubeworker.core import bootstrap_token, cluster_objects, csr, desired
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.csr import Inventory
@@ -55,13 +56,16 @@ async def plan_cluster(
     chosen = [node for node in found if nodes is None or node.name in nodes]
     rejoining = frozenset(joining) & present
     tokens = bootstrap_token.plan(joining, found_tokens, now)
-    expires = now + bootstrap_token.TTL[cluster.profile]
+    settings = desired.config(kubelet.COMPONENT, cluster)
+    expires = now + timedelta(minutes=settings.token_minutes_for(cluster))
     created = tuple(
         bootstrap_token.make(secrets.token_bytes(bootstrap_token.RANDOM_BYTES), node=node, expires=expires)
         for node in tokens.create
     )
     actions = (
-        *cluster_objects.binding_actions(cluster_objects.bindings(cluster), bindings),
+        *cluster_objects.binding_actions(
+            cluster_objects.bindings(cluster, client_csr=settings.client_csr_for(cluster)), bindings
+        ),
         *cluster_objects.token_actions(tokens, created, cluster, rejoining),
         *cluster_objects.node_actions(cluster, chosen, cluster_objects.owned_record(record)),
     )
@@ -93,7 +97,7 @@ async def label_nodes(kube: Kube, cluster: ClusterFile, report: Reporter) -> Non
 
 async def guarded_warnings(kube: Kube, cluster: ClusterFile) -> tuple[str, ...]:
     """What makes `client_csr: guarded` pointless on this cluster, asked of its authorizers themselves."""
-    if cluster_objects.client_csr(cluster) == "auto":
+    if desired.config(kubelet.COMPONENT, cluster).client_csr_for(cluster) == "auto":
         return ()
     groups = (
         csr.BOOTSTRAP_GROUP,

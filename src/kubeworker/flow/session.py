@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from kubeworker.components import discover
+from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
@@ -25,9 +25,6 @@ from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.fleet import Ok, Outcome, fan_out
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
-
-PROXY_CERTIFICATE_LIFETIME = timedelta(days=3650)
-"""kube-proxy's client certificate; never beyond the CA's own end (the guide's ca-config.json: 87600h)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +90,8 @@ async def open_session(request: Request, report: Reporter) -> AsyncIterator[Sess
     chosen = select(cluster, request.nodes)
     now = datetime.now(UTC)
     ca = credentials.load_ca(cluster, now=now)
-    proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=PROXY_CERTIFICATE_LIFETIME)
+    lifetime = timedelta(days=desired.config(kube_proxy.COMPONENT, cluster).certificate_days)
+    proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
     store = BlobStore.default()
     async with AsyncExitStack() as stack:
         kube, connections, blobs = await _open(request, cluster, registry, chosen, store, stack, report)
