@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kubeworker.core import elf
 from kubeworker.core.artifact import Architecture
 from kubeworker.errors import LabError
 
@@ -18,10 +19,12 @@ NEEDED = (
     ("ip", "iproute2"),
     ("ssh", "openssh-client"),
     ("nsenter", "util-linux"),
-    ("busybox", "busybox-static"),
+    ("setpriv", "util-linux"),
     ("gcc", "gcc"),
 )
 """Commands that the lab runs on this host, with the Debian package of each."""
+BUSYBOX_PACKAGE = "busybox-static"
+"""Its busybox goes into an image; Debian's plain `busybox` needs libc."""
 LIBC_ARCHIVE_PACKAGE = "libc6-dev"
 """Has libc.a, for the static `pause`."""
 
@@ -69,9 +72,20 @@ def require_root() -> None:
 def missing_packages() -> tuple[str, ...]:
     """Debian packages of the commands that are not installed."""
     missing = [package for command, package in NEEDED if shutil.which(command, path=_SEARCH) is None]
+    if not _is_static(shutil.which("busybox", path=_SEARCH)):
+        missing.append(BUSYBOX_PACKAGE)
     if not any(Path("/usr/lib").glob("*/libc.a")):
         missing.append(LIBC_ARCHIVE_PACKAGE)
     return tuple(missing)
+
+
+def _is_static(program: str | None) -> bool:
+    """Whether the program is there and runs without any library, as in an image that holds nothing else."""
+    if program is None:
+        return False
+    content = Path(program).read_bytes()
+    headers = elf.parse(lambda offset, length: content[offset : offset + length])
+    return headers is not None and headers.static
 
 
 def install_packages(packages: Sequence[str]) -> None:
@@ -128,6 +142,27 @@ def has_ipvs() -> bool:
     return subprocess.run([modprobe, "--dry-run", "ip_vs"], capture_output=True, check=False).returncode == 0
 
 
-def has_swap() -> bool:
-    """Whether this host swaps; its machines would see the host's /proc/swaps."""
-    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+def free_inotify_instances() -> int:
+    """How many more inotify(7) instances this user can have, in all containers together.
+
+    The limit holds for each user, and a machine's root is this host's. An instance that several processes share
+    is counted for each of them.
+    """
+    limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    return limit - sum(_inotify_instances(process) for process in Path("/proc").glob("[0-9]*"))
+
+
+def _inotify_instances(process: Path) -> int:
+    try:
+        if process.stat().st_uid != os.getuid():
+            return 0
+        return sum(_points_to(descriptor) == "anon_inode:inotify" for descriptor in (process / "fd").iterdir())
+    except OSError:  # it ended meanwhile
+        return 0
+
+
+def _points_to(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""

@@ -105,7 +105,9 @@ def write(folder: Path) -> tuple[Path, ...]:
         ),
     )
     for name, program, content in images:
-        (folder / name).write_bytes(archive(program, content, architecture))
+        temporary = folder / f".{name}"
+        temporary.write_bytes(archive(program, content, architecture))
+        temporary.rename(folder / name)
     return tuple(folder / name for name, _, _ in images)
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kubeworker.errors import LabError
-from kubeworker.flow.events import Note, Reporter, silent
+from kubeworker.flow.events import Note, Reporter, Warning_, silent
 from kubeworker.lab import (
     artifacts,
     cgroups,
@@ -40,6 +40,8 @@ BOOT_LIMIT = 120.0
 """Seconds until a machine's sshd must answer (2 to 6 are usual)."""
 API_LIMIT = 180.0
 """Seconds until every kube-apiserver must be ready (about 10 are usual)."""
+INOTIFY_BOOT, INOTIFY_CONTROL_PLANE, INOTIFY_NODE = 4, 6, 8
+"""inotify instances of a machine: idle; a control plane's beside that; a node's beside that (counted in /proc/*/fd)."""
 POWER_OFF_LIMIT = 10.0
 """Seconds for a clean shutdown before the machine's processes are killed."""
 
@@ -67,11 +69,13 @@ def up(
             found = asyncio.run(artifacts.fetch(lab.cluster_yaml, report)) if binaries is None else binaries
             _place_binaries(lab, found)
         base = rootfs.ensure(state.cache_folder(), report)
-        for each in lab.machines:
-            if machine.init_pid(lab, each) is None:
-                machine.clear(lab, each)
-                report(Note(subject=each.name, text=f"booting at {each.address}"))
-                machine.boot(lab, each, base)
+        off = tuple(each for each in lab.machines if machine.init_pid(lab, each) is None)
+        for each in off:
+            machine.clear(lab, each)
+        _check_inotify(lab, off, report)
+        for each in off:
+            report(Note(subject=each.name, text=f"booting at {each.address}"))
+            machine.boot(lab, each, base)
         for each in lab.machines:
             _wait_for_ssh(lab, each)
         for each in lab.control_plane:
@@ -101,7 +105,9 @@ def down(name: str = "default", *, labs: Path | None = None, report: Reporter = 
         return
     with _locked(folder, report):
         lab = state.load(folder)
-        if lab is not None:
+        if lab is None:
+            report(Note(subject=f"lab {name}", text="there is no such lab; what may be left of one is removed"))
+        else:
             report(Note(subject=f"lab {name}", text=f"powering off {len(lab.machines)} machines"))
             _power_off(lab, lab.machines)
         _clear_by_name(state.lab_id(folder))
@@ -245,8 +251,12 @@ def _certificates(lab: LabState) -> dict[str, bytes]:
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(content)
+    """By rename: a killed run leaves the whole file or none."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(content)
+    temporary.rename(path)
 
 
 def _ssh_identity(lab: LabState) -> str:
@@ -254,16 +264,16 @@ def _ssh_identity(lab: LabState) -> str:
     if not public.exists():
         private, line = pki.ssh_key(f"kubeworker-lab-{lab.name}")
         _write_secret(lab.ssh_identity, private)
-        public.write_text(f"{line}\n")
+        _write_secret(public, f"{line}\n".encode())
     return public.read_text().strip()
 
 
 def _host_key(lab: LabState, each: Machine) -> tuple[bytes, str]:
     """The machine's host key: from its disk once there is one, so that known_hosts needs no key scan."""
-    key = lab.machine_folder(each) / "upper/etc/ssh/ssh_host_ed25519_key"
-    public = key.with_suffix(".pub")
-    if key.exists() and public.exists():
-        return key.read_bytes(), " ".join(public.read_text().split()[:2])
+    folder = lab.machine_folder(each)
+    key = folder / "upper/etc/ssh/ssh_host_ed25519_key"
+    if (folder / "complete").exists():
+        return key.read_bytes(), " ".join(key.with_suffix(".pub").read_text().split()[:2])
     private, line = pki.ssh_key(each.name)
     return private, " ".join(line.split()[:2])
 
@@ -298,6 +308,34 @@ def _write_cluster_yaml(lab: LabState, archives: tuple[str, ...]) -> None:
 
 def _traits() -> cluster_yaml.HostTraits:
     return cluster_yaml.HostTraits(sys_resource=host.has_sys_resource(), ipvs=host.has_ipvs())
+
+
+def _check_inotify(lab: LabState, off: tuple[Machine, ...], report: Reporter) -> None:
+    """LabError if so many machines can't boot: systemd in them would only say "Too many open files"."""
+    control_plane_too = sum(each.is_control_plane for each in off)
+    boot = INOTIFY_BOOT * len(off) + INOTIFY_CONTROL_PLANE * control_plane_too
+    nodes = boot + INOTIFY_NODE * len(off)
+    free = _free_inotify_instances(enough=nodes)
+    hint = "take another lab down, or raise the sysctl fs.inotify.max_user_instances"
+    if boot > free:
+        raise LabError(
+            f"booting {len(off)} machines takes about {boot} inotify instances; this host has {max(free, 0)} left",
+            subject=f"lab {lab.name}",
+            hint=f"fewer --workers; {hint}",
+        )
+    if nodes > free:
+        text = f"as nodes these machines take about {nodes} inotify instances; this host has {free} left: {hint}"
+        report(Warning_(subject=f"lab {lab.name}", text=text))
+
+
+def _free_inotify_instances(*, enough: int) -> int:
+    """The most that are free within a few seconds: commands that just run in other machines hold some too."""
+    free = host.free_inotify_instances()
+    for _ in range(4):
+        if free < enough:
+            time.sleep(0.5)
+            free = max(free, host.free_inotify_instances())
+    return free
 
 
 def _wait_for_ssh(lab: LabState, each: Machine) -> None:

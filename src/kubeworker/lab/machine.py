@@ -81,6 +81,7 @@ def disk(
         return
     for name in ("upper", "work", "mnt", "data"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    upper.chmod(0o755)
     files = _files(lab, machine, host_key)
     if machine.is_control_plane:
         files |= control_plane.files(lab, machine, pki)
@@ -93,9 +94,10 @@ def disk(
     )
     for home, owner in (("/root", 0), ("/home/ops", 1000)):
         _write(upper, f"{home}/.ssh/authorized_keys", f"{ssh_public}\n".encode(), mode=0o600)
-        for path in (f"{home}/.ssh", f"{home}/.ssh/authorized_keys", *((home,) if owner else ())):
+        for path in (home, f"{home}/.ssh"):
+            (upper / path.lstrip("/")).chmod(0o700)
+        for path in (home, f"{home}/.ssh", f"{home}/.ssh/authorized_keys"):
             os.chown(upper / path.lstrip("/"), owner, owner)
-    (upper / "root").chmod(0o700)
     (folder / "complete").touch()
 
 
@@ -122,16 +124,25 @@ def _is_secret(path: str) -> bool:
 
 def _write(upper: Path, path: str, content: bytes, *, mode: int) -> None:
     target = upper / path.lstrip("/")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.touch(mode=mode)
+    _folders(upper, target.parent)
+    target.touch(mode=0o600)
     target.write_bytes(content)
+    target.chmod(mode)
 
 
 def _link(upper: Path, path: str, points_to: str) -> None:
     link = upper / path.lstrip("/")
-    link.parent.mkdir(parents=True, exist_ok=True)
+    _folders(upper, link.parent)
     link.unlink(missing_ok=True)
     link.symlink_to(points_to)
+
+
+def _folders(upper: Path, folder: Path) -> None:
+    """Make the folder as a Debian system has it, whatever the caller's umask: in an overlay the upper mode counts."""
+    if folder != upper and not folder.is_dir():
+        _folders(upper, folder.parent)
+        folder.mkdir()
+        folder.chmod(0o755)
 
 
 def boot(lab: LabState, machine: Machine, rootfs: Path) -> None:
@@ -147,9 +158,11 @@ def boot(lab: LabState, machine: Machine, rootfs: Path) -> None:
     groups = cgroups.make(scope)
     # All groups are known before the first move: moving changes what the process would read of itself.
     moves = "".join(f"echo $$ > {shlex.quote(str(group / 'cgroup.procs'))}\n" for group in groups)
+    # It moves first and forks then: when this returns, the machine's first process can be found by its group.
+    detach = shlex.join(["setsid", "--fork", "/bin/sh", "-c", script])
     with console.open("ab") as log:
         subprocess.run(
-            ["setsid", "--fork", "/bin/sh", "-c", f"set -e\n{moves}{script}"],
+            ["/bin/sh", "-c", f"set -e\n{moves}exec {detach}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

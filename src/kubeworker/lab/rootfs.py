@@ -28,6 +28,7 @@ DEFAULT_MIRROR = "http://deb.debian.org/debian"
 _MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "console-getty.service", "getty.target", "systemd-logind.service", "systemd-pstore.service",
+    "systemd-ask-password-console.path", "systemd-ask-password-wall.path",
 )  # fmt: skip
 """Of no use in a throw-away machine; each would cost memory and inotify instances, of which a host has few."""
 
@@ -43,6 +44,10 @@ rm -f /etc/ssh/ssh_host_* /etc/machine-id /etc/hostname /etc/resolv.conf /var/ca
 rm -rf /var/lib/apt/lists/*
 mkdir -p /data /opt/lab
 """
+_ALONE = (
+    "setpriv", "--pdeathsig", "KILL",
+    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
+)  # fmt: skip
 _RECIPE = 1
 """Counts changes of what is done to the file system beside PACKAGES and _CUSTOMISE."""
 
@@ -93,11 +98,12 @@ def ensure(cache: Path, report: Reporter) -> Path:
 def build(suite: str, mirror: str, target: Path) -> None:
     """Debootstrap into the folder and fit it for the lab.
 
-    In a mount namespace of its own: debootstrap mounts /proc in the target, and a killed run would leave it there.
+    In namespaces of its own: debootstrap mounts /proc in the target, and ends, with all that it started, when this
+    process does. A killed run leaves neither a mount nor a debootstrap that the next run would have beside its own.
     """
     include = ",".join(PACKAGES)
     command = ["debootstrap", "--variant=minbase", f"--include={include}", suite, str(target), mirror]
-    host.run(["unshare", "--mount", "--propagation", "private", *command], env=_apt_proxy(), timeout=1800)
+    host.run([*_ALONE, *command], env=_apt_proxy(), timeout=1800)
     customise(target)
 
 

@@ -28,6 +28,9 @@ DNS_SERVICE_IP = "10.254.0.2"
 FIRST_SERVICE_IP = "10.254.0.1"
 """ClusterIP of the `kubernetes` Service: the first address of the service network."""
 
+MAX_WORKERS = 99 - len(CONTROL_PLANE)
+"""A machine's number has two digits in the names of its control group and network link."""
+
 STATE_DIR_VARIABLE = "KUBEWORKER_LABS"
 """Environment variable that names the labs folder."""
 
@@ -187,8 +190,8 @@ def scope_prefix(identity: str) -> str:
 def plan_machines(subnet: str, workers: int, known: tuple[Machine, ...] = ()) -> tuple[Machine, ...]:
     """The machines of a lab with that many plain workers; those already known keep their identity."""
     network = ipaddress.ip_network(subnet)
-    if not 0 <= workers <= 200:
-        raise LabError(f"{workers} workers", hint="a lab has 0 to 200 plain workers")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise LabError(f"{workers} workers", hint=f"a lab has 0 to {MAX_WORKERS} plain workers")
     names = (*CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, workers + 1)))
     by_name = {machine.name: machine for machine in known}
     return tuple(
