@@ -113,7 +113,7 @@ store={shlex.quote(bin_dir + "/.store")}
 incoming=$store/incoming
 drop_incoming() {{ rm -rf -- "$incoming"; }}
 on_exit=drop_incoming
-(umask 022 && mkdir -p -- "${{store%/*}}") && mkdir -p -m 700 -- "$store" && chmod 700 "$store" && chown 0:0 "$store" ||
+(umask 022 && mkdir -p -- "${{store%/*}}") && mkdir -p -- "$store" && chmod 700 "$store" && chown 0:0 "$store" ||
   fail "$store can't be made"
 rm -rf -- "$incoming"
 mkdir -m 700 -- "$incoming" || fail "$incoming can't be made"
@@ -190,7 +190,7 @@ def _numbered(plan: StagePlan, *kinds: type[Action]) -> Iterator[tuple[int, Acti
 
 
 def _act(number: int, *lines: str) -> str:
-    return "\n".join((f"say action {number} start", *lines, f"say action {number} done"))
+    return "\n".join((f"begin {number}", *lines, f"end {number}"))
 
 
 def _call(function: str, *arguments: str | int) -> str:
@@ -294,7 +294,7 @@ def _units(plan: StagePlan) -> Iterator[str]:
             case DaemonReload():
                 yield _act(number, "daemon_reload")
             case EnableUnit(unit=unit):
-                yield _act(number, _call("enable", unit.name))
+                yield _act(number, _call("enable_unit", unit.name))
             case StartUnit() | RestartUnit() | ReloadUnit():
                 yield _act(number, *_unit_action(action))
             case _:
@@ -376,6 +376,8 @@ export LC_ALL PATH
 umask 077
 finished='' swapping='' committed='' reloaded='' on_exit=''
 say() {{ printf 'kw %s\n' "$*" 2> /dev/null || :; }}
+begin() {{ say action "$1" start; }}
+end() {{ say action "$1" "done"; }}
 fail() {{ # fail MESSAGE: report it and leave; the exit trap puts back what was there
   say error "$(printf '%s' "$1" | base64 -w 0)"
   exit 1
@@ -392,7 +394,7 @@ leave() {{
 # be worse than all or nothing. INT and TERM (a node going down) put the former state back.
 trap '' HUP PIPE
 trap 'exit 1' INT TERM
-mkdir -p -m 700 -- "$home" "$home/started" && exec 9> "$home/lock" || fail "$home can't be written"
+mkdir -p -- "$home" "$home/started" && exec 9> "$home/lock" || fail "$home can't be written"
 flock -w {LOCK_WAIT} 9 || fail 'another run holds the lock of this node'
 rm -rf -- "$home"/work.*
 work=$(mktemp -d "$home/work.XXXXXX") || fail "no work folder below $home (is the disk full?)"
@@ -521,7 +523,7 @@ commit() {{
 drop_former() {{ beside "$1" old; rm -f -- "$name"; }}
 
 daemon_reload() {{ reloaded=yes; try 'systemctl daemon-reload' systemctl daemon-reload; }}
-enable() {{
+enable_unit() {{
   touch_unit "$1"
   try "systemctl enable $1" systemctl enable -q -- "$1"
 }}
@@ -578,6 +580,7 @@ await_gate() {{ # await_gate UNIT SECONDS FUNCTION
   unit_failed "$1" "$1 is not healthy after $2 s: $gate"
 }}
 answers() {{ # answers URL HOST PORT PATH
+  # shellcheck disable=SC2016  # for the inner shell
   status=$(timeout 5 bash -c 'exec 3<> "/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
     read -r _ status _ <&3 && echo "$status"' "$2" "$3" "$4" 2> /dev/null)
   gate="$1 answers ${{status:-nothing}}"
