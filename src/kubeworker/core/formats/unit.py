@@ -51,4 +51,6 @@ def _argument(text: str) -> str:
     if _PLAIN.fullmatch(text):
         return escaped
     escaped = escaped.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    # systemd ends a line at a carriage return too.
+    escaped = escaped.replace("\r", "\\r")
     return f'"{escaped}"'
