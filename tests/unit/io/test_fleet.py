@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from kubeworker.errors import KubeworkerError, NodeUnreachable
+from kubeworker.io.fleet import Failed, Ok, fan_out
+
+
+async def test_results_stand_in_the_order_of_the_items() -> None:
+    async def work(item: int) -> int:
+        await asyncio.sleep(0.01 * (3 - item))
+        return item * 10
+
+    assert await fan_out([1, 2, 3], work, limit=3) == {1: Ok(10), 2: Ok(20), 3: Ok(30)}
+    assert list(await fan_out([3, 1], work, limit=3)) == [3, 1]
+
+
+async def test_one_failure_stops_no_other() -> None:
+    lost = NodeUnreachable("down", subject="b")
+
+    async def work(name: str) -> str:
+        if name == "b":
+            raise lost
+        await asyncio.sleep(0.02)
+        return name
+
+    assert await fan_out(["a", "b", "c"], work, limit=3) == {"a": Ok("a"), "b": Failed(lost), "c": Ok("c")}
+
+
+async def test_a_bug_is_a_failure_of_its_item() -> None:
+    async def work(name: str) -> str:
+        return {"a": "fine"}[name]
+
+    outcomes = await fan_out(["a", "b"], work, limit=1)
+    assert outcomes["a"] == Ok("fine")
+    failed = outcomes["b"]
+    assert isinstance(failed, Failed)
+    assert type(failed.error) is KubeworkerError
+    assert failed.error.subject == "b"
+    assert "KeyError" in failed.error.message
+    assert isinstance(failed.error.__cause__, KeyError)
+
+
+async def test_no_more_than_the_limit_run_at_once() -> None:
+    running = peak = 0
+
+    async def work(_item: int) -> None:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+
+    await fan_out(range(20), work, limit=4)
+    assert peak == 4
+
+
+async def test_cancelling_ends_everything_that_runs() -> None:
+    begun, ended = [], []
+
+    async def work(item: int) -> None:
+        begun.append(item)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(item)
+
+    task = asyncio.create_task(fan_out([1, 2, 3], work, limit=2))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert begun == sorted(ended) == [1, 2]
+
+
+async def test_nothing_to_do() -> None:
+    async def work(_item: int) -> None: ...
+
+    assert await fan_out([], work, limit=1) == {}
