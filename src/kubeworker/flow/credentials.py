@@ -79,9 +79,16 @@ def kube_proxy(cluster_file: Path, ca: Ca, *, now: datetime, lifetime: timedelta
 def write(cluster_file: Path, credential: KubeProxyCredential) -> None:
     """Keep the pair, key first, so that a run that dies in between leaves a mismatch that the next one sees."""
     place = directory(cluster_file)
-    place.mkdir(mode=0o700, exist_ok=True)
-    _write_secret(place / _KEY, credential.key)
-    _write_secret(place / _CERT, credential.cert)
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        _write_secret(place / _KEY, credential.key)
+        _write_secret(place / _CERT, credential.cert)
+    except OSError as error:
+        raise CredentialsError(
+            f"can't be written: {error.strerror}",
+            subject=str(place),
+            hint="kube-proxy's client certificate is kept there, beside cluster.yaml",
+        ) from error
 
 
 _CERT = "kube-proxy.pem"
