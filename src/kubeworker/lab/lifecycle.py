@@ -62,6 +62,7 @@ def up(
     `lab.artifacts.control_plane` lists, by name; by default they come from the sources in the lab's cluster.yaml.
     """
     folder = state.lab_folder(name, state.labs_folder(labs))
+    state.check_workers(workers or 0)
     host.require_root()
     with _locked(folder, report):
         lab = _prepare(folder, workers)

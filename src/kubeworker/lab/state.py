@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kubeworker.errors import LabError
+from kubeworker.errors import InputError, LabError
 
 CONTROL_PLANE = ("k8s-01", "k8s-02")
 """The guide's two machines: each has a kube-apiserver, a controller-manager and a scheduler, and is a node too."""
@@ -164,9 +164,9 @@ def cache_folder() -> Path:
 
 
 def lab_folder(name: str, labs: Path) -> Path:
-    """The folder of the lab of that name; LabError for a name that can't be one."""
+    """The folder of the lab of that name; InputError for a name that can't be one."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", name):
-        raise LabError(
+        raise InputError(
             f"{name!r} can't be a lab's name", hint="use 1 to 32 lower-case letters, digits and inner hyphens"
         )
     return labs / name
@@ -187,11 +187,15 @@ def scope_prefix(identity: str) -> str:
     return f"kubeworker-{identity}-"
 
 
+def check_workers(count: int) -> None:
+    """InputError for a number of plain workers that no lab can have."""
+    if not 0 <= count <= MAX_WORKERS:
+        raise InputError(f"a lab can't have {count} workers", hint=f"--workers takes 0 to {MAX_WORKERS}")
+
+
 def plan_machines(subnet: str, workers: int, known: tuple[Machine, ...] = ()) -> tuple[Machine, ...]:
     """The machines of a lab with that many plain workers; those already known keep their identity."""
     network = ipaddress.ip_network(subnet)
-    if not 0 <= workers <= MAX_WORKERS:
-        raise LabError(f"{workers} workers", hint=f"a lab has 0 to {MAX_WORKERS} plain workers")
     names = (*CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, workers + 1)))
     by_name = {machine.name: machine for machine in known}
     return tuple(
@@ -244,5 +248,7 @@ def load(folder: Path) -> LabState | None:
         return decode((folder / "lab.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise LabError("may not be read", subject=str(folder), hint="run it as the user that owns the lab") from error
     except (ValueError, KeyError, TypeError):
         return None
