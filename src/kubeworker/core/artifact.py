@@ -107,7 +107,7 @@ RUNC_LDFLAGS = '-s -w -extldflags "-static"'
 # ---------------------------------------------------------------------------------------------------------------
 # What a release's URL and a binary's own words say.
 
-_VERSION = re.compile(r"(?<![\w.+-])v?(\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]*[0-9A-Za-z])?)(?![\w+-])")
+_VERSION = re.compile(r"(?<![\w.+-])v?((?>\d+\.\d+\.\d+(?:[-+][0-9A-Za-z.+-]*[0-9A-Za-z])?))(?!\w)")
 
 
 def reported_version(output: str) -> str:

@@ -88,7 +88,7 @@ class Fetcher:
     async def _once(self, url: str, partial: Path, progress: Progress) -> str:
         validator = _validator(partial, url)
         with partial.open("r+b" if validator else "w+b") as file:
-            digest, done = _hash_so_far(file)
+            digest, done = _hash_so_far(file) if validator else (hashlib.sha256(), 0)
             headers = {"Accept-Encoding": "identity"}
             if done:
                 headers |= {"Range": f"bytes={done}-", "If-Range": validator}
@@ -98,14 +98,15 @@ class Fetcher:
                     _note(partial).unlink(missing_ok=True)
                     raise _Transient("416 Range Not Satisfiable")
                 _judge(response, url)
-                if not response.headers.get("content-range", "").startswith(f"bytes {done}-"):
+                if done and not response.headers.get("content-range", "").startswith(f"bytes {done}-"):
                     digest, done = hashlib.sha256(), 0
                     file.seek(0)
                     file.truncate()
                 _take_note(partial, url, response.headers)
                 length = response.headers.get("content-length", "")
                 total = done + int(length) if length.isdigit() else 0
-                async for chunk in response.aiter_raw(_CHUNK):
+                # No chunk size: what a cut connection had brought would be lost in the client's buffer.
+                async for chunk in response.aiter_raw():
                     file.write(chunk)
                     digest.update(chunk)
                     done += len(chunk)
