@@ -207,7 +207,7 @@ async def _collect(reader: asyncssh.SSHReader[bytes], on_line: Callable[[str], N
     if on_line is None:
         return await reader.read()
     lines = []
-    async for line in reader:
+    while line := await reader.readline():
         lines.append(line)
         on_line(line.decode("utf-8", "replace").rstrip("\n"))
     return b"".join(lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import tarfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +23,17 @@ def state(*stages: Stage, bin_dir: str = BIN_DIR) -> NodeState:
 
 def blob(content: bytes) -> Blob:
     return Blob(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+def stream(*contents: bytes, cut: int | None = None) -> bytes:
+    """The tar.gz that a control host sends."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for content in contents:
+            member = tarfile.TarInfo(f"sha256-{blob(content).sha256}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()[:cut]
 
 
 def bare(**fields: Any) -> Observed:

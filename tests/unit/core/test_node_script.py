@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.unit.core.engine_states import blob, state
+from tests.unit.core.engine_states import blob, state, stream
 
 from kubeworker.core import node_script, probe
 from kubeworker.core.actions import StagePlan
@@ -120,16 +120,6 @@ def machine(root: Path) -> Machine:
 @pytest.fixture(params=SHELLS)
 def any_shell(request: pytest.FixtureRequest, root: Path) -> Machine:
     return Machine(root, request.param)
-
-
-def stream(*contents: bytes, cut: int | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for content in contents:
-            member = tarfile.TarInfo(f"sha256-{blob(content).sha256}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()[:cut]
 
 
 # ---------------------------------------------------------------------------------------------------------------
