@@ -1,0 +1,252 @@
+"""The desired state of a node, whichever components make it."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.samples import CREDENTIALS, REGISTRY, cluster, files, state, units, with_component
+
+from kubeworker.core import desired
+from kubeworker.core.component import Component, ComponentConfig, Context, Facts, Peer
+from kubeworker.core.model import (
+    Absent,
+    Deferred,
+    Directory,
+    File,
+    NodeState,
+    RequireCommand,
+    RequireModule,
+    RequireSwapOff,
+    RequireSysctl,
+    Stage,
+)
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import SpecError
+
+
+def refused(spec: ClusterFile) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        desired.validate_components(spec, REGISTRY)
+    return caught.value
+
+
+def test_an_unknown_component_is_refused_and_the_known_ones_are_named() -> None:
+    error = refused(cluster(components={"kubelt": {}}))
+    assert error.subject == "components.kubelt"
+    assert error.hint == "the components are bridge_cni, containerd, host, kube_nginx, kube_proxy, kubelet"
+
+
+def test_an_unknown_field_is_refused_and_the_known_ones_are_named() -> None:
+    error = refused(with_component("kubelet", maxpods=5))
+    assert (error.subject, error.message) == ("components.kubelet.maxpods", "there is no such field")
+    assert "max_pods" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("component", "given_", "subject", "message"),
+    [
+        ("kubelet", {"max_pods": "many"}, "components.kubelet.max_pods", "valid integer"),
+        ("kubelet", {"max_pods": 0}, "components.kubelet.max_pods", "greater than 0"),
+        ("kubelet", {"token_minutes": 5}, "components.kubelet.token_minutes", "greater than or equal to 15"),
+        ("kube_proxy", {"mode": "ebpf"}, "components.kube_proxy.mode", "'ipvs', 'nftables' or 'iptables'"),
+        ("kube_nginx", {"listen": "0.0.0.0:8443"}, "components.kube_nginx.listen", "not a loopback address"),
+        ("kube_nginx", {"listen": "localhost:8443"}, "components.kube_nginx.listen", "listens on an IP address"),
+        ("kube_nginx", {"balance": "random"}, "components.kube_nginx.balance", "'least_conn' or 'hash'"),
+        ("containerd", {"mirrors": {"a/b": []}}, "components.containerd.mirrors.a/b", "pattern"),
+        ("bridge_cni", {"mtu": -1}, "components.bridge_cni.mtu", "greater than or equal to 0"),
+        ("host", {"max_clock_skew": 0}, "components.host.max_clock_skew", "greater than 0"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_field(
+    component: str, given_: dict[str, Any], subject: str, message: str
+) -> None:
+    error = refused(with_component(component, **given_))
+    assert error.subject.startswith(subject)
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("versions", "settings_", "subject"),
+    [
+        ({"containerd": "1.7.24"}, {}, "versions.containerd"),
+        ({"kubernetes": "1.30.0"}, {"kube_proxy": {"mode": "nftables"}}, "components.kube_proxy.mode"),
+    ],
+)
+def test_what_a_version_cant_do_is_refused(versions: dict[str, str], settings_: dict[str, Any], subject: str) -> None:
+    assert refused(cluster(versions=versions, components=settings_)).subject == subject
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def component(name: str, *files_: File, **more: Any) -> Component[ComponentConfig]:
+    def made(_context: Context[ComponentConfig]) -> Stage:
+        return Stage(component=name, files=files_, **more)
+
+    return Component(name=name, config=ComponentConfig, stage=made)
+
+
+def made_of(*components: Component[ComponentConfig]) -> NodeState:
+    spec = cluster()
+    return desired.desired(
+        spec, spec.nodes[0], registry=components, blobs={}, archives={}, credentials=CREDENTIALS, facts=Facts()
+    )
+
+
+def test_two_owners_of_one_path_are_refused() -> None:
+    with pytest.raises(SpecError, match="/etc/x is claimed by a and by b"):
+        made_of(component("a", File(path="/etc/x", content=b"1")), component("b", File(path="/etc/x", content=b"1")))
+
+
+@pytest.mark.parametrize("other", [Absent(path="/etc/x", reason=""), Deferred(path="/etc/x", reason="")])
+def test_a_path_cant_be_wanted_by_one_and_unwanted_by_another(other: Absent | Deferred) -> None:
+    field = "absent" if isinstance(other, Absent) else "deferred"
+    with pytest.raises(SpecError, match="claimed by"):
+        made_of(component("a", File(path="/etc/x", content=b"1")), component("b", **{field: (other,)}))
+
+
+def test_a_directory_may_be_shared_but_not_with_two_modes() -> None:
+    shared = Directory(path="/etc/y")
+    made_of(component("a", directories=(shared,)), component("b", directories=(shared,)))
+    with pytest.raises(SpecError, match="/etc/y is asked for twice, and differently"):
+        made_of(component("a", directories=(shared,)), component("b", directories=(replace(shared, mode=0o700),)))
+
+
+def test_paths_that_collide_in_cluster_yaml_are_refused() -> None:
+    with pytest.raises(SpecError, match="asked for twice"):
+        state(cluster(paths={"bin_dir": "/data/c/root", "containerd_dir": "/data/c"}))
+
+
+def test_stages_come_in_the_order_in_which_components_need_each_other() -> None:
+    names = [stage.component for stage in state(cluster(cni="bridge")).stages]
+    assert names[0] == "host"
+    assert set(names) == {"host", "kube_nginx", "containerd", "kubelet", "kube_proxy", "bridge_cni"}
+    for earlier, later in pairwise(("host", "kube_nginx", "containerd", "kubelet", "kube_proxy")):
+        assert names.index(earlier) < names.index(later)
+    assert names.index("kubelet") < names.index("bridge_cni")
+
+
+def test_a_component_that_the_cluster_does_not_have_asks_for_nothing() -> None:
+    assert "bridge" not in {each.name for each in desired.artifacts(cluster(), REGISTRY)}
+    assert "bridge" in {each.name for each in desired.artifacts(cluster(cni="bridge"), REGISTRY)}
+
+
+def test_every_artifact_names_the_version_that_cluster_yaml_asks_for() -> None:
+    versions = {each.name: each.version for each in desired.artifacts(cluster(cni="bridge"), REGISTRY)}
+    assert versions == {
+        "kube-nginx": "1.29.0",
+        "containerd": "2.1.3",
+        "containerd-shim-runc-v2": "2.1.3",
+        "ctr": "2.1.3",
+        "runc": "1.3.0",
+        "nerdctl": "2.1.3",
+        "crictl": "1.33.0",
+        "kubelet": "1.33.3",
+        "kube-proxy": "1.33.3",
+        "bridge": "1.7.1",
+        "host-local": "1.7.1",
+        "loopback": "1.7.1",
+        "portmap": "1.7.1",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+CIDRS = st.sampled_from(["", "172.30.0.0/24", "172.30.1.0/24", "172.30.255.0/24"])
+PEERS = st.lists(
+    st.builds(Peer, name=st.sampled_from(["k8s-02", "k8s-03"]), address=st.just("172.31.32.72"), pod_cidr=CIDRS),
+    max_size=3,
+).map(tuple)
+FACTS = st.builds(
+    Facts,
+    joined=st.booleans(),
+    pod_cidr=CIDRS,
+    peers=PEERS,
+    resolv_conf=st.sampled_from(["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]),
+)
+EVERYTHING = {
+    "host": {"disable_swap": True, "load_modules": True, "sysctls": True, "packages": True},
+    "containerd": {"mirrors": {"docker.io": ["https://m"], "quay.io": []}, "preload_images": ["pause"]},
+}
+SPECS = [
+    cluster(profile=profile, cni=cni, components=components)
+    for profile in ("default", "guide")
+    for cni in ("bridge", "none")
+    for components in ({}, EVERYTHING)
+]
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(SPECS), FACTS, st.booleans())
+def test_the_set_of_paths_does_not_depend_on_facts(spec: ClusterFile, facts: Facts, token: bool) -> None:  # noqa: FBT001
+    credentials = CREDENTIALS if token else replace(CREDENTIALS, bootstrap_token="")
+    unknown, known = state(spec), state(spec, facts=facts, credentials=credentials)
+    assert sorted(desired.paths(known)) == sorted(desired.paths(unknown))
+    assert [stage.directories for stage in known.stages] == [stage.directories for stage in unknown.stages]
+    assert units(known).keys() == units(unknown).keys()
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(SPECS), FACTS)
+def test_the_same_input_gives_the_same_state(spec: ClusterFile, facts: Facts) -> None:
+    assert state(spec, facts=facts) == state(spec, facts=facts)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_input_of_a_unit_is_a_managed_path(spec: ClusterFile) -> None:
+    of = state(spec)
+    managed = set(desired.paths(of))
+    for unit in units(of).values():
+        assert {*unit.restart_on, *unit.reload_on} <= managed
+        assert not {*unit.restart_on} & {*unit.reload_on}
+    for stage in of.stages:
+        for check in stage.config_checks:
+            assert {*check.inputs} <= managed
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_secrets_are_for_root_alone_and_end_with_a_newline(spec: ClusterFile) -> None:
+    for path, file in files(state(spec)).items():
+        assert (file.mode == 0o600) is file.secret, path
+        assert file.content.endswith(b"\n") or not file.content, path
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_no_secret_stands_in_a_file_that_is_shown(spec: ClusterFile) -> None:
+    token, key = CREDENTIALS.bootstrap_token.encode(), CREDENTIALS.kube_proxy_key
+    for path, file in files(state(spec)).items():
+        if not file.secret:
+            assert token not in file.content, path
+            assert key not in file.content, path
+
+
+def test_what_the_state_brings_about_is_no_requirement_any_more() -> None:
+    def needs(spec: ClusterFile) -> set[type]:
+        return {type(need) for stage in state(spec).stages for need in stage.requirements}
+
+    kinds = {RequireSwapOff, RequireSysctl, RequireCommand}
+    assert kinds <= needs(cluster())
+    assert not kinds & needs(cluster(components=EVERYTHING))
+    assert RequireModule in needs(cluster(components=EVERYTHING))
+
+
+def test_warnings_are_the_enabled_components() -> None:
+    assert any("ipvs" in warning for warning in desired.warnings(cluster(), REGISTRY))
+    nftables = with_component("kube_proxy", mode="nftables")
+    assert desired.warnings(nftables, REGISTRY) == ()
+    many = with_component("kubelet", max_pods=300)
+    assert any("max_pods: 300" in warning for warning in desired.warnings(many, REGISTRY))
+
+
+def test_check_ids_are_unique_and_stable_across_profiles() -> None:
+    def ids(spec: ClusterFile) -> list[str]:
+        found = desired.checks(
+            spec, spec.nodes[0], registry=REGISTRY, archives={}, credentials=CREDENTIALS, facts=Facts()
+        )
+        return [check.id for check in found]
+
+    assert len(ids(cluster())) == len(set(ids(cluster())))
+    assert ids(cluster()) == ids(cluster(profile="guide"))
