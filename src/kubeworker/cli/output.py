@@ -17,8 +17,8 @@ from rich.console import Console
 
 from kubeworker.errors import InputError, KubeworkerError
 
-WIDTH_WITHOUT_TERMINAL = 160
-"""Columns of a table that goes to a file or a pipe: wide enough that no cell is cut."""
+WIDTH_WITHOUT_TERMINAL = 1000
+"""Columns of a table that goes to a file or a pipe: wide enough that no cell is ever wrapped."""
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -65,7 +65,7 @@ class Progress:
                 finished = not node and total > 0 and done >= total
                 return self._with(replace(row, status="ok") if finished else row)
             case NodeDone(node=node, status=status, detail=detail):
-                return self._with(replace(self._row(node), status=status, detail=detail, done=0, total=0))
+                return self._with(replace(self._row(node), status=status, detail=_headline(detail), done=0, total=0))
             case _:
                 return self
 
@@ -92,6 +92,11 @@ def size(count: int) -> str:
     return f"{value:.1f} GB"
 
 
+def _headline(detail: str) -> str:
+    """The first line: the journal lines below it are shown with the outcome."""
+    return detail.split("\n", maxsplit=1)[0]
+
+
 def line(event: Event) -> str:
     """The event as one plain line."""
     match event:
@@ -108,7 +113,7 @@ def line(event: Event) -> str:
             return f"{node}: " * bool(node) + f"{subject} {size(done)}{f' of {size(total)}' if total else ''}"
         case NodeDone(node=node, status=status, detail=detail, seconds=seconds):
             took = f" after {seconds:.1f} s" if seconds else ""
-            return f"{node}: {status}{took}{f': {detail}' if detail else ''}"
+            return f"{node}: {status}{took}{f': {_headline(detail)}' if detail else ''}"
         case Note(subject=subject, text=text):
             return f"{subject}: {text}" if subject else text
         case Warning_(subject=subject, text=text):

@@ -54,7 +54,7 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
             screen.print(Text.assemble((f"{node['name']}: ", "bold"), error["message"]), soft_wrap=True)
             if error["hint"]:
                 screen.print(Text(f"  hint: {error['hint']}", style="dim"), soft_wrap=True)
-    screen.print(Text(closing(result), style="bold"))
+    screen.print(Text(closing(result), style="bold"), soft_wrap=True)
 
 
 def closing(result: ApplyDocument) -> str:
@@ -63,4 +63,4 @@ def closing(result: ApplyDocument) -> str:
     actions = sum(node["actions"] for node in result["nodes"])
     nodes = sum(bool(node["actions"]) for node in result["nodes"])
     done = f"Applied: {count(actions, 'change')} on {count(nodes, 'node')}"
-    return f"{done}; not done: {', '.join(undone)} (run apply again once that is mended)" if undone else done
+    return f"{done}; not done: {', '.join(undone)} (run apply again once that is fixed)" if undone else done

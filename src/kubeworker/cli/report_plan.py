@@ -78,7 +78,7 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
         elif node["actions"] or node.get("warnings"):
             screen.print(Text(names, style="bold"))
             _print_node(screen, node, full=full)
-    screen.print(Text(summary(plan), style="bold"))
+    screen.print(Text(summary(plan), style="bold"), soft_wrap=True)
 
 
 def summary(plan: PlanDocument) -> str:

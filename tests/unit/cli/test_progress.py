@@ -70,6 +70,7 @@ def test_a_screen_too_small_shows_failures_and_running_nodes_first() -> None:
         (ActionDone(node="", kind="rbac", subject="binding"), "cluster: rbac binding"),
         (ActionDone(node="a", kind="restart", subject="kubelet.service", seconds=2.04), "2.0 s"),
         (NodeDone(node="a", status="unreachable", detail="connection refused"), "a: unreachable: connection refused"),
+        (NodeDone(node="a", status="failed", detail="not healthy\n  journal"), "a: failed: not healthy"),
         (Transfer(node="a", subject="upload", done=214_000_000, total=0), "a: upload 214 MB"),
         (Warning_(subject="kube_proxy", text="ipvs goes"), "warning: kube_proxy: ipvs goes"),
         (CheckDone(node="a", id="kubelet-10255-closed", status="failed", detail="open"), "failed: open"),
