@@ -68,6 +68,7 @@ def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
                 package=f"github.com/containernetworking/plugins/plugins/{path}",
                 ldflags=cni_ldflags(version),
             ),
+            field="versions.cni_plugins",
         )
         for name, path in _PLUGINS.items()
     )

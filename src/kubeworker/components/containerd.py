@@ -108,6 +108,7 @@ def _containerd(name: str, version: str, nerdctl: str) -> Artifact:
         # The official binaries of containerd and ctr are linked dynamically against glibc, built ones are static.
         libraries=("libc", "libpthread", "libdl", "libresolv"),
         dynamic=True,
+        field="versions.containerd",
     )
 
 
@@ -120,6 +121,7 @@ def _runc(version: str) -> Artifact:
         build=GoBuild(
             module="runc", package="github.com/opencontainers/runc", ldflags=RUNC_LDFLAGS, tags="seccomp", cgo=True
         ),
+        field="versions.runc",
     )
 
 
@@ -140,6 +142,7 @@ def _nerdctl(version: str, containerd: str) -> Artifact:
             package="github.com/containerd/nerdctl/v2/cmd/nerdctl",
             ldflags=runtime_ldflags(containerd, version),
         ),
+        field="versions.nerdctl",
     )
 
 
@@ -150,6 +153,7 @@ def _crictl(version: str) -> Artifact:
         version=version,
         releases=(Release(url=url, member="crictl", checksum_url=f"{url}.sha256"),),
         build=GoBuild(module="cri-tools", package="sigs.k8s.io/cri-tools/cmd/crictl", ldflags=crictl_ldflags(version)),
+        field="versions.crictl",
     )
 
 

@@ -83,7 +83,15 @@ def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
     )
     # nginx.org publishes no binary tarball, so there is nothing to download.
     return (
-        Artifact(name="kube-nginx", version=version, build=build, report=("-v",), libraries=_LIBRARIES, dynamic=True),
+        Artifact(
+            name="kube-nginx",
+            version=version,
+            build=build,
+            report=("-v",),
+            libraries=_LIBRARIES,
+            dynamic=True,
+            field="versions.nginx",
+        ),
     )
 
 

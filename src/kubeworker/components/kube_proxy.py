@@ -66,6 +66,7 @@ def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
             build=GoBuild(
                 module="k8s", package="k8s.io/kubernetes/cmd/kube-proxy", ldflags=kubernetes_ldflags(version)
             ),
+            field="versions.kubernetes",
         ),
     )
 

@@ -85,6 +85,7 @@ def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
             # The official kubelet is not among Kubernetes' static binaries (hack/lib/golang.sh).
             libraries=("libc", "libpthread", "libdl", "libresolv"),
             dynamic=True,
+            field="versions.kubernetes",
         ),
     )
 
