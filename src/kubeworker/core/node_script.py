@@ -563,7 +563,9 @@ restart() {{
 }}
 reload() {{ systemctl_unit reload "$1"; }}
 unit_failed() {{ # unit_failed UNIT MESSAGE
-  lines=$(journalctl -u "$1" --since "@$began" -n {JOURNAL_LINES} --no-pager -o short-iso 2> /dev/null)
+  # With --since, journalctl's own -n counts from the start. kubelet's dump of its flags tells nothing.
+  lines=$(journalctl -u "$1" --since "@$began" --no-pager -o short-iso 2> /dev/null | grep -v ' FLAG: ' |
+    tail -n {JOURNAL_LINES})
   say journal "$(printf '%s' "$lines" | base64 -w 0)"
   fail "$2"
 }}

@@ -209,23 +209,27 @@ class _Run:
     async def _node(self, plan: NodePlan) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        connection = self.session.connection(plan.name)
-        sent = await self._send(connection, plan)
-        done = 0
-        left = {stage.component: stage for stage in plan.stages}
-        for stage in plan.state.stages if plan.state else ():
-            step = left.pop(stage.component, None)
-            if step is not None:
-                await self._stage(connection, step)
-                done += len(step.actions)
-            if left or step is not None:
-                await self._prove(connection, stage.tls_endpoints)
         before = self.results[plan.name]
-        seconds = before.seconds + loop.time() - began
-        self.results[plan.name] = replace(
-            before, actions=before.actions + done, seconds=seconds, uploaded=before.uploaded + sent
-        )
+        connection = self.session.connection(plan.name)
+        try:
+            self._count(plan.name, uploaded=await self._send(connection, plan))
+            left = {stage.component: stage for stage in plan.stages}
+            for stage in plan.state.stages if plan.state else ():
+                step = left.pop(stage.component, None)
+                if step is not None:
+                    await self._stage(connection, step)
+                    self._count(plan.name, actions=len(step.actions))
+                if left or step is not None:
+                    await self._prove(connection, stage.tls_endpoints)
+        finally:
+            # A node that fails half-way has done something all the same.
+            seconds = before.seconds + loop.time() - began
+            self.results[plan.name] = replace(self.results[plan.name], seconds=seconds)
         self.session.report(NodeDone(node=plan.name, status="ok", seconds=seconds))
+
+    def _count(self, name: str, *, actions: int = 0, uploaded: int = 0) -> None:
+        before = self.results[name]
+        self.results[name] = replace(before, actions=before.actions + actions, uploaded=before.uploaded + uploaded)
 
     async def _stage(self, connection: Node, step: StagePlan) -> None:
         report, loop = self.session.report, asyncio.get_running_loop()
