@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -306,15 +307,14 @@ def _identity(way: _Way) -> dict[str, Any]:
     if not way.identity:
         return {}
     path = Path(way.identity).expanduser()
-    try:
-        return {"client_keys": [asyncssh.read_private_key(path)], "agent_path": None}
-    except asyncssh.KeyEncryptionError as error:
-        # A key with a passphrase works where the agent holds it.
-        if not os.environ.get("SSH_AUTH_SOCK"):
-            raise CredentialsError(
-                "the key has a passphrase and no agent runs", subject=str(path), hint=f"ssh-add {path}"
-            ) from error
-        return {"client_keys": [], "agent_identities": [str(path.with_name(path.name + ".pub"))]}
+    if pairs := asyncssh.load_keypairs(str(path), ignore_encrypted=True):
+        return {"client_keys": list(pairs), "agent_path": None}
+    # A key with a passphrase works where the agent holds it.
+    if not os.environ.get("SSH_AUTH_SOCK"):
+        raise CredentialsError(
+            "the key has a passphrase, and no agent runs that could hold it", subject=str(path), hint=f"ssh-add {path}"
+        )
+    return {"client_keys": [], "agent_identities": [str(path.with_name(path.name + ".pub"))]}
 
 
 def _configured(options: asyncssh.SSHClientConnectionOptions, key: str) -> Any:
@@ -352,6 +352,11 @@ def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> N
             hint = "is the machine up, and the address right? A firewall may drop packets to this port."
         case ConnectionRefusedError():
             message, hint = f"{way.place} refuses connections", "is sshd running, and on this port?"
+        case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH):
+            message, hint = (
+                f"there is no way to {way.place}: {error.strerror}",
+                "is the machine up, and the route there?",
+            )
         case socket.gaierror():
             message, hint = f"the name {way.host} is not known: {error}", "check `ssh.host`, DNS and /etc/hosts"
         case asyncssh.ChannelOpenError():
