@@ -52,7 +52,7 @@ class Inputs:
 
 
 def validate_components(cluster: ClusterFile, registry: Registry) -> None:
-    """SpecError for an unknown component, an unknown or wrong field, or what a component can't be set up for."""
+    """SpecError: an unknown component, a wrong field, what a component can't be set up for, paths that collide."""
     known = {component.name for component in registry}
     for name in cluster.components:
         if name not in known:
@@ -65,6 +65,17 @@ def validate_components(cluster: ClusterFile, registry: Registry) -> None:
         settings = config(component, cluster)
         if component.enabled(cluster):
             component.validate(cluster, settings)
+    # Every node has the same paths; what fills them is of no account here.
+    nothing = Blob(sha256="0" * 64, size=0)
+    desired(
+        cluster,
+        cluster.nodes[0],
+        registry=registry,
+        blobs={artifact.name: nothing for artifact in artifacts(cluster, registry)},
+        archives={path: Archive(references=(), blob=nothing) for path in archives(cluster, registry)},
+        credentials=Credentials(ca_cert=b""),
+        facts=Facts(),
+    )
 
 
 def desired(
@@ -183,17 +194,19 @@ def _one_owner(stages: Sequence[Stage]) -> None:
     for stage in stages:
         for path in _paths(stage):
             if path in owners:
-                raise SpecError(
-                    f"{path} is claimed by {owners[path]} and by {stage.component}",
-                    subject="paths",
-                    hint="give bin_dir, k8s_dir and containerd_dir places of their own",
-                )
+                raise _collision(f"{path} is claimed by {owners[path]} and by {stage.component}")
             owners[path] = stage.component
     modes: dict[str, int] = {}
     for stage in stages:
         for directory in stage.directories:
-            if modes.setdefault(directory.path, directory.mode) != directory.mode or directory.path in owners:
-                raise SpecError(f"{directory.path} is asked for twice, and differently", subject="paths")
+            if directory.path in owners:
+                raise _collision(f"{directory.path} is a file of {owners[directory.path]} and a directory too")
+            if modes.setdefault(directory.path, directory.mode) != directory.mode:
+                raise _collision(f"{directory.path} is asked for twice, with different modes")
+
+
+def _collision(message: str) -> SpecError:
+    return SpecError(message, subject="paths", hint="give bin_dir, k8s_dir and containerd_dir places of their own")
 
 
 def _paths(stage: Stage) -> Iterator[str]:

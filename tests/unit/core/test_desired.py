@@ -111,13 +111,23 @@ def test_a_path_cant_be_wanted_by_one_and_unwanted_by_another(other: Absent | De
 def test_a_directory_may_be_shared_but_not_with_two_modes() -> None:
     shared = Directory(path="/etc/y")
     made_of(component("a", directories=(shared,)), component("b", directories=(shared,)))
-    with pytest.raises(SpecError, match="/etc/y is asked for twice, and differently"):
+    with pytest.raises(SpecError, match="/etc/y is asked for twice, with different modes"):
         made_of(component("a", directories=(shared,)), component("b", directories=(replace(shared, mode=0o700),)))
 
 
-def test_paths_that_collide_in_cluster_yaml_are_refused() -> None:
-    with pytest.raises(SpecError, match="asked for twice"):
-        state(cluster(paths={"bin_dir": "/data/c/root", "containerd_dir": "/data/c"}))
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ({"bin_dir": "/data/c/root", "containerd_dir": "/data/c"}, "/data/c/root is asked for twice"),
+        ({"bin_dir": "/srv/x", "k8s_dir": "/srv/x"}, "/srv/x/kubelet is a file of kubelet and a directory too"),
+        ({"bin_dir": "/opt/cni/bin/bridge"}, "/opt/cni/bin/bridge is a file of bridge_cni and a directory too"),
+    ],
+)
+def test_paths_that_collide_are_refused_when_the_file_is_read(paths: dict[str, str], message: str) -> None:
+    error = refused(cluster(paths=paths, cni="bridge"))
+    assert message in error.message
+    assert error.subject == "paths"
+    assert error.hint
 
 
 def test_stages_come_in_the_order_in_which_components_need_each_other() -> None:

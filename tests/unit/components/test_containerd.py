@@ -1,0 +1,157 @@
+"""The container runtime and what lies beside it."""
+
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.samples import changed, cluster, files, reloaded, restarted, stage, state, text, with_component
+
+from kubeworker.core.model import Absent, Image
+from kubeworker.errors import SpecError
+
+CONFIG = "/etc/containerd/config.toml"
+DOCKER = "/etc/containerd/certs.d/docker.io/hosts.toml"
+
+
+def config(**how: Any) -> dict[str, Any]:
+    return tomllib.loads(text(state(with_component("containerd", **how)), CONFIG))
+
+
+def cri(document: dict[str, Any]) -> dict[str, Any]:
+    return {**document["plugins"]["io.containerd.cri.v1.runtime"], **document["plugins"]["io.containerd.cri.v1.images"]}
+
+
+def test_the_guides_file_is_the_guides() -> None:
+    guide = config(profile="guide")
+    assert guide == {
+        "version": 3,
+        "root": "/data/k8s/containerd/root",
+        "state": "/data/k8s/containerd/state",
+        "oom_score": -999,
+        "grpc": {"max_recv_message_size": 16777216, "max_send_message_size": 16777216},
+        "debug": {"level": "info"},
+        "metrics": {"address": "", "grpc_histogram": False},
+        "plugins": {
+            "io.containerd.cri.v1.runtime": {
+                "containerd": {
+                    "default_runtime_name": "runc",
+                    "runtimes": {
+                        "runc": {
+                            "runtime_type": "io.containerd.runc.v2",
+                            "options": {"BinaryName": "/opt/k8s/bin/runc", "SystemdCgroup": True},
+                        }
+                    },
+                },
+                # Deprecated under the guide's name since 2.1.
+                "cni": {"bin_dirs": ["/opt/cni/bin"], "conf_dir": "/etc/cni/net.d"},
+            },
+            "io.containerd.cri.v1.images": {"registry": {"config_path": "/etc/containerd/certs.d"}},
+        },
+    }
+
+
+def test_the_default_keeps_state_on_a_tmpfs_and_names_the_sandbox_image() -> None:
+    document = config()
+    assert document["state"] == "/run/containerd"
+    assert cri(document)["pinned_images"] == {"sandbox": "registry.k8s.io/pause:3.10"}
+
+
+def test_a_sandbox_image_that_was_asked_for_is_named_in_the_guides_profile_too() -> None:
+    assert cri(config(profile="guide", sandbox_image="site/pause:1"))["pinned_images"] == {"sandbox": "site/pause:1"}
+
+
+def test_an_older_containerd_gets_the_older_key() -> None:
+    of = state(cluster(versions={"containerd": "2.0.5"}))
+    assert cri(tomllib.loads(text(of, CONFIG)))["cni"] == {"bin_dir": "/opt/cni/bin", "conf_dir": "/etc/cni/net.d"}
+
+
+def test_config_is_merged_over_the_file_and_null_removes() -> None:
+    document = config(config={"debug": {"level": "debug"}, "oom_score": None, "ttrpc": {"uid": 1}})
+    assert document["debug"] == {"level": "debug"}
+    assert "oom_score" not in document
+    assert document["ttrpc"] == {"uid": 1}
+    assert document["version"] == 3
+
+
+def test_a_changed_setting_restarts_containerd_alone() -> None:
+    before, after = state(cluster()), state(with_component("containerd", config={"debug": {"level": "debug"}}))
+    assert restarted(before, after) == {"containerd.service"}
+
+
+@pytest.mark.parametrize("mirrors", [{"docker.io": ["https://m"]}, {"docker.io": []}, {"quay.io": ["https://q/v2"]}])
+def test_mirrors_restart_and_reload_nothing(mirrors: dict[str, list[str]]) -> None:
+    before = state(with_component("containerd", mirrors={"docker.io": ["https://old"]}))
+    after = state(with_component("containerd", mirrors=mirrors))
+    assert changed(before, after)
+    assert restarted(before, after) == set()
+    assert reloaded(before, after) == set()
+
+
+def test_mirrors_are_tried_in_the_order_given() -> None:
+    hosts = ["https://b.example", {"url": "https://a.example/v2/x", "override_path": True, "ca": "/etc/a.pem"}]
+    document = text(state(with_component("containerd", mirrors={"docker.io": hosts})), DOCKER)
+    assert document.index("b.example") < document.index("a.example")
+    assert tomllib.loads(document) == {
+        "server": "https://registry-1.docker.io",
+        "host": {
+            "https://b.example": {"capabilities": ["pull", "resolve"]},
+            "https://a.example/v2/x": {"capabilities": ["pull", "resolve"], "ca": "/etc/a.pem", "override_path": True},
+        },
+    }
+
+
+def test_the_guide_has_a_mirror_for_docker_and_the_default_has_none() -> None:
+    guide = state(cluster(profile="guide"))
+    assert tomllib.loads(text(guide, DOCKER)) == {
+        "server": "https://docker.io",
+        "host": {"https://mirror.gcr.io": {"capabilities": ["pull", "resolve"]}},
+    }
+    assert DOCKER not in files(state(cluster()))
+    assert DOCKER not in files(state(with_component("containerd", profile="guide", mirrors={})))
+
+
+def test_an_empty_list_removes_the_registrys_file() -> None:
+    containerd = stage(with_component("containerd", mirrors={"docker.io": []}), "containerd")
+    assert containerd.absent == (Absent(path=DOCKER, reason="docker.io has no mirrors in cluster.yaml"),)
+
+
+@pytest.mark.parametrize("registry", ["localhost:5000", "registry.k8s.io", "_default", "10.0.0.1:443"])
+def test_registries_are_named_as_containerd_names_their_directories(registry: str) -> None:
+    spec = with_component("containerd", mirrors={registry: ["https://m"]})
+    assert f"/etc/containerd/certs.d/{registry}/hosts.toml" in files(state(spec))
+
+
+@pytest.mark.parametrize("registry", ["../x", "a/b", "", "-a", "a:b"])
+def test_a_name_that_would_leave_the_directory_is_refused(registry: str) -> None:
+    with pytest.raises(SpecError):
+        state(with_component("containerd", mirrors={registry: ["https://m"]}))
+
+
+def test_the_tools_find_containerd() -> None:
+    of = state(cluster())
+    assert yaml.safe_load(text(of, "/etc/crictl.yaml")) == {
+        "runtime-endpoint": "unix:///run/containerd/containerd.sock",
+        "image-endpoint": "unix:///run/containerd/containerd.sock",
+        "timeout": 10,
+        "debug": False,
+    }
+    assert tomllib.loads(text(of, "/etc/nerdctl/nerdctl.toml")) == {
+        "namespace": "k8s.io",
+        "hosts_dir": ["/etc/containerd/certs.d"],
+    }
+    assert text(state(cluster(profile="guide")), "/etc/nerdctl/nerdctl.toml") == ""
+
+
+def test_images_of_an_archive_are_wanted_one_by_one() -> None:
+    containerd = stage(with_component("containerd", preload_images=["pause.tar"]), "containerd")
+    (image,) = containerd.images
+    assert isinstance(image, Image)
+    assert (image.reference, image.ctr) == ("example.org/pause.tar:1", "/opt/k8s/bin/ctr")
+
+
+def test_directories_have_the_modes_that_containerd_gives_them() -> None:
+    modes = {each.path: each.mode for each in stage(cluster(profile="guide"), "containerd").directories}
+    assert modes["/data/k8s/containerd/root"] == 0o711
+    assert modes["/data/k8s/containerd/state"] == 0o711
+    assert modes["/etc/containerd/certs.d/docker.io"] == 0o755

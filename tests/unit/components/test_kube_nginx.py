@@ -1,0 +1,85 @@
+"""The local way to the API servers."""
+
+from tests.unit.samples import changed, checks, cluster, reloaded, restarted, stage, state, text, units, with_component
+
+from kubeworker.core.model import Http, Listening, ProxyReaches
+
+CONF = "/opt/k8s/kube-nginx/conf/kube-nginx.conf"
+MANY = [f"10.1.0.{number}:6443" for number in range(1, 6)]
+
+
+def servers(spec_text: str) -> list[str]:
+    return [line.split()[1] for line in spec_text.splitlines() if line.strip().startswith("server ") and ":" in line]
+
+
+def many(**changes: object) -> str:
+    networks = {"cluster_cidr": "172.30.0.0/16", "service_cidr": "10.254.0.0/16", "dns_service_ip": "10.254.0.2"}
+    nodes = [{"name": f"w{number}", "address": f"10.2.0.{number}"} for number in range(1, 9)]
+    spec = cluster(cluster={"apiservers": MANY, **networks}, nodes=nodes, **changes)
+    return "\n".join(",".join(servers(text(state(spec, node=node.name), CONF))) for node in spec.nodes)
+
+
+def test_each_node_has_an_order_of_its_own_and_all_servers() -> None:
+    orders = many().splitlines()
+    assert len(set(orders)) > 4
+    assert all(sorted(order.split(",")) == MANY for order in orders)
+    assert len({order.split(",")[0] for order in orders}) > 2
+
+
+def test_the_guides_order_is_the_files() -> None:
+    assert set(many(profile="guide").splitlines()) == {",".join(MANY)}
+
+
+def test_the_method_is_the_profiles_unless_it_is_set() -> None:
+    def method(profile: str, **settings: str) -> bool:
+        return "least_conn;" in text(state(with_component("kube_nginx", profile=profile, **settings)), CONF)
+
+    assert method("default")
+    assert not method("guide")
+    assert method("guide", balance="least_conn")
+    assert not method("default", balance="hash")
+
+
+def test_the_pid_file_is_where_the_unit_waits_for_it_in_both_profiles() -> None:
+    for profile in ("default", "guide"):
+        of = state(cluster(profile=profile))
+        assert "pid logs/kube-nginx.pid;" in text(of, CONF)
+        assert "PIDFile=/opt/k8s/kube-nginx/logs/kube-nginx.pid\n" in units(of)["kube-nginx.service"].content
+
+
+def test_another_server_reloads_and_restarts_nothing() -> None:
+    before = cluster()
+    after = before.model_copy(
+        update={
+            "cluster": before.cluster.model_copy(update={"apiservers": (*before.cluster.apiservers, "10.9.9.9:6443")})
+        }
+    )
+    assert changed(state(before), state(after)) == {CONF}
+    assert reloaded(state(before), state(after)) == {"kube-nginx.service"}
+    assert restarted(state(before), state(after)) == set()
+
+
+def test_another_port_reaches_everyone_who_uses_it() -> None:
+    spec = with_component("kube_nginx", listen="127.0.0.1:9443")
+    of = state(spec)
+    assert "listen 127.0.0.1:9443;" in text(of, CONF)
+    for path in ("/etc/kubernetes/kubelet-bootstrap.kubeconfig", "/etc/kubernetes/kube-proxy.kubeconfig"):
+        assert "server: https://127.0.0.1:9443\n" in text(of, path)
+    (target,) = stage(spec, "kubelet").kubeconfigs
+    assert target.server == "https://127.0.0.1:9443"
+    (endpoint,) = stage(spec, "kube_nginx").tls_endpoints
+    assert endpoint.address == "127.0.0.1:9443"
+    assert "127.0.0.1" in endpoint.hint
+    found = checks(spec)
+    assert found["kube_nginx.listen"] == Listening(id="kube_nginx.listen", port=9443, addresses=("127.0.0.1",))
+    assert isinstance(found["kube_nginx.proxy"], Http)
+
+
+def test_every_api_server_is_asked_through_the_node() -> None:
+    reached = {check.apiserver for check in checks(cluster()).values() if isinstance(check, ProxyReaches)}
+    assert reached == {"172.31.39.151:6443", "172.31.32.72:6443"}
+
+
+def test_it_lies_beside_bin_dir() -> None:
+    of = state(cluster(paths={"bin_dir": "/srv/kube/bin"}))
+    assert "ExecStart=/srv/kube/kube-nginx/sbin/kube-nginx -c" in units(of)["kube-nginx.service"].content

@@ -1,0 +1,119 @@
+"""Services on the node."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from tests.unit.samples import (
+    CREDENTIALS,
+    changed,
+    checks,
+    cluster,
+    restarted,
+    stage,
+    state,
+    text,
+    units,
+    with_component,
+)
+
+from kubeworker.core.model import Gate, Http, Listening, RequireCommand, RequireModule, RequirePort, RequireProxyMode
+
+CONFIG = "/etc/kubernetes/kube-proxy-config.yaml"
+KUBECONFIG = "/etc/kubernetes/kube-proxy.kubeconfig"
+
+
+def config(**how: Any) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(text(state(with_component("kube_proxy", **how)), CONFIG))
+    return document
+
+
+GUIDES = {
+    "kind": "KubeProxyConfiguration",
+    "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+    "bindAddress": "172.31.39.151",
+    "clientConnection": {"burst": 200, "kubeconfig": "/etc/kubernetes/kube-proxy.kubeconfig", "qps": 100},
+    "clusterCIDR": "172.30.0.0/16",
+    "healthzBindAddress": "172.31.39.151:10256",
+    "hostnameOverride": "k8s-01",
+    "metricsBindAddress": "172.31.39.151:10249",
+    "mode": "ipvs",
+}
+"""The guide's kube-proxy-config.yaml, copied value by value."""
+
+
+def test_the_guides_file_is_the_guides_in_its_order() -> None:
+    assert config(profile="guide") == GUIDES
+    assert list(config(profile="guide")) == list(GUIDES)
+
+
+def test_the_default_shows_its_metrics_to_the_node_alone() -> None:
+    assert config() == GUIDES | {"metricsBindAddress": "127.0.0.1:10249"}
+
+
+def test_its_name_is_kubelets() -> None:
+    of = state(cluster(), node="k8s-02")
+    assert yaml.safe_load(text(of, CONFIG))["hostnameOverride"] == "k8s-02"
+    assert "--hostname-override=k8s-02 " in units(of)["kubelet.service"].content
+
+
+@pytest.mark.parametrize(
+    ("mode", "commands", "modules"),
+    [
+        ("ipvs", {"iptables", "ipset"}, {"ip_vs", "ip_vs_rr", "nf_conntrack"}),
+        ("iptables", {"iptables"}, set()),
+        ("nftables", {"nft"}, set()),
+    ],
+)
+def test_each_mode_asks_for_what_it_runs(mode: str, commands: set[str], modules: set[str]) -> None:
+    needs = stage(with_component("kube_proxy", mode=mode), "kube_proxy").requirements
+    assert RequireProxyMode(mode=mode) in needs
+    assert {need.name for need in needs if isinstance(need, RequireCommand)} == commands
+    assert {need.name for need in needs if isinstance(need, RequireModule)} == modules
+    assert {need.port for need in needs if isinstance(need, RequirePort)} == {10249, 10256}
+
+
+def test_a_changed_mode_restarts_kube_proxy_alone() -> None:
+    before, after = state(cluster()), state(with_component("kube_proxy", mode="nftables"))
+    assert changed(before, after) == {CONFIG}
+    assert restarted(before, after) == {"kube-proxy.service"}
+
+
+def test_a_renewed_certificate_restarts_kube_proxy_alone() -> None:
+    after = state(cluster(), credentials=replace(CREDENTIALS, kube_proxy_cert=b"renewed\n"))
+    assert changed(state(cluster()), after) == {KUBECONFIG}
+    assert restarted(state(cluster()), after) == {"kube-proxy.service"}
+
+
+def test_gate_and_checks_follow_addresses_that_were_merged_in() -> None:
+    spec = with_component("kube_proxy", config={"healthzBindAddress": "0.0.0.0:20256", "metricsBindAddress": None})
+    assert units(state(spec))["kube-proxy.service"].gate == Gate(http=("http://127.0.0.1:20256/healthz",), timeout=60)
+    found = checks(spec)
+    assert found["kube_proxy.healthz_listen"] == Listening(id="kube_proxy.healthz_listen", port=20256, addresses=("*",))
+    # Without the key kube-proxy takes its own default.
+    metrics = found["kube_proxy.metrics"]
+    assert isinstance(metrics, Http)
+    assert metrics.url == "http://127.0.0.1:10249/metrics"
+
+
+def test_the_mode_is_proved_by_what_kube_proxy_says_it_runs() -> None:
+    mode = checks(with_component("kube_proxy", mode="nftables"))["kube_proxy.mode"]
+    assert isinstance(mode, Http)
+    assert (mode.url, mode.contains) == ("http://127.0.0.1:10249/proxyMode", "nftables")
+
+
+def test_its_kubeconfig_is_a_secret_with_the_certificate_inside() -> None:
+    (file,) = (each for each in stage(cluster(), "kube_proxy").files if each.path == KUBECONFIG)
+    assert (file.mode, file.secret) == (0o600, True)
+    (user,) = yaml.safe_load(file.content)["users"]
+    assert user["name"] == "kube-proxy"
+    assert {*user["user"]} == {"client-certificate-data", "client-key-data"}
+
+
+@pytest.mark.parametrize(("profile", "restart"), [("guide", "on-failure"), ("default", "always")])
+def test_the_unit_is_the_guides_or_starts_again_in_any_case(profile: str, restart: str) -> None:
+    content = units(state(cluster(profile=profile)))["kube-proxy.service"].content
+    assert f"\nRestart={restart}\n" in content
+    assert "\nWorkingDirectory=/data/k8s/k8s/kube-proxy\n" in content
+    assert "--config=/etc/kubernetes/kube-proxy-config.yaml" in content
