@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib import resources
@@ -180,11 +181,9 @@ async def configure_build(artifact: Artifact, build: ConfigureBuild, tarball: Pa
     """Unpack, configure, make; the finished and stripped binary, below `work`."""
     source = await asyncio.to_thread(extract_source, tarball, _fresh(work / "source"), subject=tarball.name)
     env = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "PATH": f"{_compiler_without_paths(source, work)}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         "HOME": str(work),
         "LC_ALL": "C",
-        # The directory is random: keep it out of the binary, so that the same inputs give the same bytes.
-        "CC": f"gcc -ffile-prefix-map={source}=/usr/src/{artifact.name}",
     }
     steps = (
         ["./configure", *build.configure],
@@ -196,6 +195,18 @@ async def configure_build(artifact: Artifact, build: ConfigureBuild, tarball: Pa
         if done.status != 0:
             raise ArtifactError(f"`{' '.join(step)}` failed:\n{done.tail()}", subject=artifact.name)
     return source / build.binary
+
+
+def _compiler_without_paths(source: Path, work: Path) -> Path:
+    """A directory with a `cc` that keeps the build's random directory out of what it compiles.
+
+    So the same inputs give the same bytes anywhere. CC can't say it: configure takes that apart at spaces.
+    """
+    directory = _fresh(work / "cc")
+    mapped = shlex.quote(f"-ffile-prefix-map={source}=/usr/src/{source.name}")
+    (directory / "cc").write_text(f'#!/bin/sh\nexec gcc {mapped} "$@"\n')
+    (directory / "cc").chmod(0o755)
+    return directory
 
 
 async def _compiler() -> str:
