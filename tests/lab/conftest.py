@@ -15,10 +15,15 @@ from kubeworker.lab import LabState
 MakeLab = Callable[..., LabState]
 
 
+FIRST, LAST = "test_lab.py", "test_failover.py"
+"""The lab's own tests reboot machines, so they come before the apply; the minutes of failover come at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
+    items.sort(key=lambda item: (item.path.name == LAST) - (item.path.name == FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,10 +38,18 @@ def _no_leftover_labs() -> None:
 
 @pytest.fixture(scope="session")
 def lab(_no_leftover_labs: None) -> Iterator[LabState]:
-    """The session's lab: k8s-01 and k8s-02 with a control plane, and worker-01. `kubeworker.lab.run` runs scripts."""
+    """The session's lab: k8s-01 and k8s-02 with a control plane, and worker-01. `kubeworker.lab.run` runs scripts.
+
+    KUBEWORKER_TEST_LAB names a lab that is there already (`lab up --workers 1`) and is kept: quicker while writing tests.
+    """
+    if kept := os.environ.get("KUBEWORKER_TEST_LAB"):
+        yield labs.find(kept)
+        return
     name = f"test-{os.getpid()}"
-    yield labs.up(name, workers=1)
-    labs.down(name)
+    try:
+        yield labs.up(name, workers=1)
+    finally:
+        labs.down(name)
 
 
 @pytest.fixture

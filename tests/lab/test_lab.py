@@ -158,8 +158,8 @@ def test_etcd_serves_the_second_machine_and_nobody_without_a_certificate(lab: La
 
 def test_keys_are_for_their_owner_only(lab: LabState) -> None:
     assert stat.S_IMODE(lab.folder.stat().st_mode) == 0o700
-    secrets = [path for path in lab.folder.iterdir() if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
-    secrets += [lab.kubeconfig, *(lab.folder / "pki").iterdir()]
+    files = [path for folder in (lab.folder, lab.folder / "pki") for path in folder.iterdir() if path.is_file()]
+    secrets = [path for path in files if b"PRIVATE KEY" in path.read_bytes() or path == lab.kubeconfig]
     assert {lab.ca_key, lab.ssh_identity} < set(secrets)
     assert {str(path): stat.S_IMODE(path.stat().st_mode) for path in secrets} == dict.fromkeys(map(str, secrets), 0o600)
     readable = "find /etc/kubernetes /etc/ssh -type f -perm /077 -exec grep -l 'PRIVATE KEY\\|client-key-data' {} +"
