@@ -181,7 +181,7 @@ async def configure_build(artifact: Artifact, build: ConfigureBuild, tarball: Pa
     """Unpack, configure, make; the finished and stripped binary, below `work`."""
     source = await asyncio.to_thread(extract_source, tarball, _fresh(work / "source"), subject=tarball.name)
     env = {
-        "PATH": f"{_compiler_without_paths(source, work)}:{os.environ.get('PATH', '/usr/bin:/bin')}",
+        "PATH": f"{_compiler_without_paths(source, artifact.name, work)}:{os.environ.get('PATH', '/usr/bin:/bin')}",
         "HOME": str(work),
         "LC_ALL": "C",
     }
@@ -197,13 +197,13 @@ async def configure_build(artifact: Artifact, build: ConfigureBuild, tarball: Pa
     return source / build.binary
 
 
-def _compiler_without_paths(source: Path, work: Path) -> Path:
+def _compiler_without_paths(source: Path, name: str, work: Path) -> Path:
     """A directory with a `cc` that keeps the build's random directory out of what it compiles.
 
     So the same inputs give the same bytes anywhere. CC can't say it: configure takes that apart at spaces.
     """
     directory = _fresh(work / "cc")
-    mapped = shlex.quote(f"-ffile-prefix-map={source}=/usr/src/{source.name}")
+    mapped = shlex.quote(f"-ffile-prefix-map={source}=/usr/src/{name}")
     (directory / "cc").write_text(f'#!/bin/sh\nexec gcc {mapped} "$@"\n')
     (directory / "cc").chmod(0o755)
     return directory
