@@ -21,7 +21,7 @@ from kubeworker.core import csr
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 from kubeworker.flow.events import CsrDecision, Event
-from kubeworker.flow.join import ClusterPlan, apply_cluster, approve_while, plan_cluster
+from kubeworker.flow.join import ClusterPlan, apply_cluster, approve_while, decide, read_cluster
 from kubeworker.io.kube import Kube
 
 pytestmark = pytest.mark.timeout(60)
@@ -97,7 +97,7 @@ def node_document(name: str, address: str) -> dict[str, Any]:
 async def until(condition: Callable[[], Any], *, seconds: float = 15) -> Any:
     """Poll an async condition until it is true; its value."""
     async with asyncio.timeout(seconds):
-        while not (value := await condition()):  # noqa: ASYNC110 (the API server is another process)
+        while not (value := await condition()):
             await asyncio.sleep(0.1)
     return value
 
@@ -115,6 +115,10 @@ async def as_node(plane: ControlPlane, name: str) -> Kube:
 
 async def as_token(plane: ControlPlane, token: BootstrapToken) -> Kube:
     return await Kube.connect(plane.token_kubeconfig(token.id, token.value), (), plane.ca_cert)
+
+
+async def planned(kube: Kube, cluster: ClusterFile, *joining: str) -> ClusterPlan:
+    return decide(await read_cluster(kube, cluster), cluster, joining, datetime.now(UTC))
 
 
 @asynccontextmanager
@@ -143,7 +147,7 @@ async def test_a_node_joins_under_guarded_approval_and_its_token_is_taken_back(c
     cluster = cluster_of(control_plane, node)
     events: list[Event] = []
     async with admin(control_plane) as kube:
-        plan = await plan_cluster(kube, cluster, [node.name], now=datetime.now(UTC))
+        plan = await planned(kube, cluster, node.name)
         await apply_cluster(kube, plan.actions, events.append)
         assert [token.node for token in plan.tokens] == [node.name]
         assert plan.token(node.name) not in repr(plan)
@@ -162,13 +166,13 @@ async def test_a_node_joins_under_guarded_approval_and_its_token_is_taken_back(c
         decisions = [(each.signer, each.decision) for each in events if isinstance(each, CsrDecision)]
         assert decisions == [(csr.CLIENT_SIGNER, "approved"), (csr.SERVING_SIGNER, "approved")]
 
-        again = await plan_cluster(kube, cluster, [], now=datetime.now(UTC))
+        again = await planned(kube, cluster)
         assert [action.subject for action in again.actions] == [
             f"Node {node.name}",
             "ConfigMap kube-system/kubeworker-owned",
         ]
         await apply_cluster(kube, again.actions, events.append)
-        assert (await plan_cluster(kube, cluster, [], now=datetime.now(UTC))).actions == ()
+        assert (await planned(kube, cluster)).actions == ()
         await kube.delete("Node", node.name)
 
 

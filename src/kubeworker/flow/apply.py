@@ -132,7 +132,7 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
                 break
         if session.kube:
             await run.wait_healthy(session.kube, plan)
-            await join.label_nodes(session.kube, session.cluster, session.report)
+            await join.label_nodes(session.kube, session.cluster, [node.name for node in plan.nodes], session.report)
     return ApplyReport(plan=plan, nodes=tuple(run.results[node.name] for node in plan.nodes))
 
 

@@ -151,7 +151,9 @@ class Desk:
         requests = await self.kube.csrs()
         await self._learn(csr.issued_keys(requests))
         pending = [each for each in requests if each.pending and self._concerns(each, tokens)]
-        present = await self._present({each.node for each in pending} | {token.node for token in tokens})
+        concerned = {each.node for each in pending} | {token.node for token in tokens}
+        # Only names of cluster.yaml are asked for: a request may name anything.
+        present = {node.name: node for node in await self.kube.nodes(concerned & self.inventory.nodes.keys())}
         approved, left = [], []
         for request in pending:
             verdict = csr.judge(request, self._knowledge(tokens, present))
@@ -174,13 +176,6 @@ class Desk:
             return False
         ours = {csr.BOOTSTRAP_USER + token.id for token in tokens}
         return self.nodes is None or request.node in self.nodes or request.username in ours
-
-    async def _present(self, names: Collection[str]) -> dict[str, NodeStatus]:
-        """These Nodes: one by one where they are few, so that a run for one node asks for one node."""
-        if len(names) > 5:
-            return {node.name: node for node in await self.kube.nodes() if node.name in names}
-        found = [await self.kube.node(name) for name in sorted(names) if name]
-        return {node.name: node for node in found if node is not None}
 
     def _knowledge(self, tokens: Collection[BootstrapToken], present: Mapping[str, NodeStatus]) -> Knowledge:
         return Knowledge(

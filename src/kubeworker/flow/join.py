@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from kubeworker.components import kubelet
 from kubeworker.core import bootstrap_token, cluster_objects, csr, desired
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.csr import Inventory
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError
 from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
@@ -33,7 +34,7 @@ class ClusterPlan:
     rejoining: frozenset[str] = frozenset()
     """Joining nodes whose Node object exists already."""
     nodes: tuple[NodeStatus, ...] = ()
-    """All Nodes of the cluster."""
+    """The Nodes that were read."""
     warnings: tuple[str, ...] = ()
 
     def token(self, node: str) -> str:
@@ -41,41 +42,77 @@ class ClusterPlan:
         return next((token.value for token in self.tokens if token.node == node), "")
 
 
-async def plan_cluster(
-    kube: Kube, cluster: ClusterFile, joining: Iterable[str], *, now: datetime, nodes: Collection[str] | None = None
-) -> ClusterPlan:
-    """Read the cluster's objects and decide what has to change so that `joining` nodes can join.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterReading:
+    """What the API said, all that a plan's cluster side is decided on."""
 
-    `nodes` limits whose labels and taints are looked at; None: every node of cluster.yaml.
+    bindings: tuple[Document, ...] = ()
+    """Those ClusterRoleBindings of `cluster_objects.bindings` that exist."""
+    tokens: tuple[BootstrapToken, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
+    labelled: frozenset[str] = frozenset()
+    """Nodes whose labels and taints are this run's to look at."""
+    owned: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+async def read_cluster(kube: Kube, cluster: ClusterFile, nodes: Collection[str] | None = None) -> ClusterReading:
+    """Read all of it at once. `nodes`: a run for these only; None: for every node of cluster.yaml.
+
+    A run for a few nodes reads those Nodes only, unless `cni: bridge` needs everybody's podCIDR for its routes.
     """
-    joining = tuple(joining)
-    bindings, found_tokens, found, record = await asyncio.gather(
-        kube.list("ClusterRoleBinding"), kube.tokens(), kube.nodes(), kube.owned_record()
+    names = frozenset(node.name for node in cluster.nodes) if nodes is None else frozenset(nodes)
+    wanted = [binding["metadata"]["name"] for binding in _bindings(cluster)]
+    async with asyncio.TaskGroup() as group:
+        bindings = [group.create_task(kube.get("ClusterRoleBinding", name)) for name in wanted]
+        tokens = group.create_task(kube.tokens())
+        found = group.create_task(kube.nodes(None if nodes is None or cluster.cni == "bridge" else names))
+        record = group.create_task(kube.owned_record())
+        warnings = group.create_task(guarded_warnings(kube, cluster))
+    return ClusterReading(
+        bindings=tuple(binding for task in bindings if (binding := task.result()) is not None),
+        tokens=tokens.result(),
+        nodes=found.result(),
+        labelled=names,
+        owned=cluster_objects.owned_record(record.result()),
+        warnings=warnings.result(),
     )
-    present = {node.name for node in found}
-    chosen = [node for node in found if nodes is None or node.name in nodes]
-    rejoining = frozenset(joining) & present
-    tokens = bootstrap_token.plan(joining, found_tokens, now)
-    settings = desired.config(kubelet.COMPONENT, cluster)
-    expires = now + timedelta(minutes=settings.token_minutes_for(cluster))
+
+
+def decide(
+    reading: ClusterReading,
+    cluster: ClusterFile,
+    joining: Iterable[str],
+    now: datetime,
+    *,
+    randomness: Callable[[int], bytes] = secrets.token_bytes,
+) -> ClusterPlan:
+    """What has to change in the cluster so that `joining` nodes can join and all others have what they should."""
+    joining = tuple(joining)
+    rejoining = frozenset(joining) & {node.name for node in reading.nodes}
+    tokens = bootstrap_token.plan(joining, reading.tokens, now)
+    expires = now + timedelta(minutes=desired.config(kubelet.COMPONENT, cluster).token_minutes_for(cluster))
     created = tuple(
-        bootstrap_token.make(secrets.token_bytes(bootstrap_token.RANDOM_BYTES), node=node, expires=expires)
+        bootstrap_token.make(randomness(bootstrap_token.RANDOM_BYTES), node=node, expires=expires)
         for node in tokens.create
     )
-    actions = (
-        *cluster_objects.binding_actions(
-            cluster_objects.bindings(cluster, client_csr=settings.client_csr_for(cluster)), bindings
-        ),
-        *cluster_objects.token_actions(tokens, created, cluster, rejoining),
-        *cluster_objects.node_actions(cluster, chosen, cluster_objects.owned_record(record)),
-    )
+    labelled = [node for node in reading.nodes if node.name in reading.labelled]
     return ClusterPlan(
-        actions=actions,
+        actions=(
+            *cluster_objects.binding_actions(_bindings(cluster), reading.bindings),
+            *cluster_objects.token_actions(tokens, created, cluster, rejoining),
+            *cluster_objects.node_actions(cluster, labelled, reading.owned),
+        ),
         tokens=(*tokens.reuse, *created),
         rejoining=rejoining,
-        nodes=found,
-        warnings=await guarded_warnings(kube, cluster),
+        nodes=reading.nodes,
+        warnings=reading.warnings,
     )
+
+
+def _bindings(cluster: ClusterFile) -> tuple[dict[str, Any], ...]:
+    client_csr = desired.config(kubelet.COMPONENT, cluster).client_csr_for(cluster)
+    return cluster_objects.bindings(cluster, client_csr=client_csr)
 
 
 async def apply_cluster(kube: Kube, actions: Iterable[ObjectAction], report: Reporter) -> None:
@@ -87,9 +124,9 @@ async def apply_cluster(kube: Kube, actions: Iterable[ObjectAction], report: Rep
         report(ActionDone(node="", kind=action.kind, subject=action.subject, seconds=loop.time() - began))
 
 
-async def label_nodes(kube: Kube, cluster: ClusterFile, report: Reporter) -> None:
-    """Give nodes that joined in this run their labels and taints."""
-    nodes, record = await kube.nodes(), await kube.owned_record()
+async def label_nodes(kube: Kube, cluster: ClusterFile, names: Collection[str], report: Reporter) -> None:
+    """Give these nodes, which joined in this run, their labels and taints."""
+    nodes, record = await asyncio.gather(kube.nodes(names), kube.owned_record())
     await apply_cluster(
         kube, cluster_objects.node_actions(cluster, nodes, cluster_objects.owned_record(record)), report
     )

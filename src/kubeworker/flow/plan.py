@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import join
 from kubeworker.flow.events import NodeStarted, Reporter
 from kubeworker.flow.join import ClusterPlan as ObjectPlan
+from kubeworker.flow.join import ClusterReading
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io.binary import host_architecture
 from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
@@ -120,12 +122,16 @@ async def plan(request: Request, report: Reporter) -> Plan:
 
 
 async def make_plan(session: Session) -> Plan:
-    """Look at the nodes and the API and compare with what is wanted."""
-    looked = await observe(session)
+    """Look at the nodes and the API at once, and compare with what is wanted."""
+    async with asyncio.TaskGroup() as group:
+        looking = group.create_task(observe(session))
+        reading = group.create_task(_read(session))
+    looked = looking.result()
     seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
     now = datetime.now(UTC)
     joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
-    objects = await join.plan_cluster(session.kube, session.cluster, joining, now=now) if session.kube else ObjectPlan()
+    read = reading.result()
+    objects = join.decide(read, session.cluster, joining, now) if read else ObjectPlan()
     nodes = tuple(
         _node_plan(session, node, looked[node.name], seen, objects, joining=node.name in joining)
         for node in session.selected
@@ -140,6 +146,14 @@ async def make_plan(session: Session) -> Plan:
             *((f"no kube-apiserver answers: {session.trouble}; nodes can't join",) if session.trouble else ()),
         ),
     )
+
+
+async def _read(session: Session) -> ClusterReading | None:
+    """What the API says; None where none answers."""
+    if session.kube is None:
+        return None
+    chosen = session.request.nodes
+    return await join.read_cluster(session.kube, session.cluster, chosen or None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

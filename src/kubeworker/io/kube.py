@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -29,12 +30,15 @@ from kubeworker.core.kube_views import (
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncHTTPTransport, Auth
     from lightkube import AsyncClient
     from lightkube.config.kubeconfig import SingleConfig
 
 CONNECT_SECONDS = 3.0
 """How long one kube-apiserver may take to answer before the next is tried."""
 REQUEST_SECONDS = 15.0
+FEW = 5
+"""Up to so many Nodes are asked for one by one."""
 KEYS_RECORD = "kubeworker-issued-keys"
 """ConfigMap in kube-system: node by SHA-256 of each public key that a kubelet certificate was issued for."""
 
@@ -109,7 +113,7 @@ class Kube:
     async def close(self) -> None:
         """Close all connections."""
         for candidate in self._candidates:
-            await candidate.client.close()
+            await candidate.close()
 
     @property
     def server(self) -> str:
@@ -121,7 +125,7 @@ class Kube:
         candidate = self._candidates[self._current]
         with _translated("kube-apiserver", candidate.server):
             _, authorization = await candidate.readyz()
-        return Endpoint(server=candidate.server, tls=candidate.tls, authorization=authorization)
+        return Endpoint(server=candidate.server, tls=candidate.tls(), authorization=authorization)
 
     # Objects in general. `kind` is one of API_VERSIONS.
 
@@ -222,12 +226,16 @@ class Kube:
 
     # Nodes, leases, services.
 
-    async def nodes(self) -> tuple[NodeStatus, ...]:
-        """All Nodes."""
-        return tuple(map(kube_views.node, await self.list("Node")))
+    async def nodes(self, names: Collection[str] | None = None) -> tuple[NodeStatus, ...]:
+        """The Nodes of these names that exist; None: all. A question about a few nodes does not cost a fleet."""
+        if names is None or len(names) > FEW:
+            found = tuple(map(kube_views.node, await self.list("Node")))
+            return tuple(node for node in found if names is None or node.name in names)
+        several = await asyncio.gather(*(self.node(name) for name in sorted(names)))
+        return tuple(node for node in several if node is not None)
 
     async def node(self, name: str) -> NodeStatus | None:
-        """One Node, None if there is none: a question about one node costs one node."""
+        """One Node, None if there is none."""
         document = await self.get("Node", name)
         return kube_views.node(document) if document is not None else None
 
@@ -450,15 +458,67 @@ class Kube:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
-    """One kube-apiserver and the client for it."""
+    """One kube-apiserver. What it takes to speak to it is made when it is first spoken to."""
 
-    server: str
-    client: AsyncClient
-    tls: ssl.SSLContext = field(repr=False)
-    auth: Any = field(repr=False)
-    kubeconfig: Path
+    def __init__(self, kubeconfig: Path, config: SingleConfig) -> None:
+        """`config` is the kubeconfig's context, for this server."""
+        self.kubeconfig = kubeconfig
+        self.config = config
+        self.server: str = config.cluster.server.rstrip("/")
+
+    @cached_property
+    def connections(self) -> AsyncHTTPTransport:
+        """HTTP/2: one handshake serves all requests, however many are under way at once."""
+        import httpx2
+
+        return httpx2.AsyncHTTPTransport(verify=self.tls(), trust_env=False, http2=True)
+
+    @cached_property
+    def client(self) -> AsyncClient:
+        """The client of the library."""
+        import httpx2
+        from lightkube import AsyncClient
+
+        with self._readable():
+            return AsyncClient(
+                config=self.config,
+                timeout=httpx2.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS),
+                field_manager="kubeworker",
+                # No proxy from the environment: the servers are reached directly, as the nodes are.
+                trust_env=False,
+                transport=self.connections,
+            )
+
+    def tls(self) -> ssl.SSLContext:
+        """A new TLS context: each protocol (HTTP/2, WebSocket) sets up the context that it is given."""
+        from lightkube.config.client_adapter import verify_cluster
+
+        with self._readable():
+            assert self.config.user is not None
+            tls = verify_cluster(self.config.cluster, self.config.user, self.config.abs_file, trust_env=False)
+        # cfssl's and kube-controller-manager's certificates lack extensions that Python >= 3.13 insists on by default.
+        tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return tls
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """CredentialsError where a file that the kubeconfig names can't be used."""
+        from lightkube.core.exceptions import ConfigError
+
+        try:
+            yield
+        except (ConfigError, OSError, ssl.SSLError, ValueError) as error:
+            raise CredentialsError(
+                f"its CA, certificate or key can't be read: {error}",
+                subject=str(self.kubeconfig),
+                hint="check certificate-authority, client-certificate and client-key in the kubeconfig",
+            ) from error
+
+    async def close(self) -> None:
+        """Close the connections, if there are any."""
+        if "connections" in self.__dict__:
+            await self.connections.aclose()
 
     async def trouble(self) -> str:
         """Empty if it is ready for us. CredentialsError where asking another server would not help."""
@@ -483,19 +543,28 @@ class _Candidate:
         """The status that /readyz answers, and the Authorization header that was sent."""
         import httpx2
 
-        http = httpx2.AsyncClient(verify=self.tls, trust_env=False, timeout=CONNECT_SECONDS, auth=self.auth)
-        async with http:
-            answer = await http.get(f"{self.server}/readyz")
+        # Closing this client would close the connections that lightkube's goes on to use.
+        http = httpx2.AsyncClient(
+            transport=self.connections, trust_env=False, timeout=CONNECT_SECONDS, auth=self._authentication
+        )
+        answer = await http.get(f"{self.server}/readyz")
         return answer.status_code, answer.request.headers.get("Authorization", "")
+
+    @cached_property
+    def _authentication(self) -> Auth | None:
+        from lightkube.config.client_adapter import user_auth
+
+        with self._readable():
+            return user_auth(self.config.user)
 
 
 def _candidates(kubeconfig: Path, apiservers: Sequence[str], ca: Path) -> tuple[_Candidate, ...]:
     config = _read_kubeconfig(kubeconfig)
-    first = _candidate(kubeconfig, config)
+    first = _Candidate(kubeconfig, config)
     servers = [f"https://{endpoint}" for endpoint in apiservers]
     others = [server for server in dict.fromkeys(servers) if server != first.server]
     pinned = [
-        _candidate(kubeconfig, config._replace(cluster=_pinned_cluster(server, ca)))
+        _Candidate(kubeconfig, config._replace(cluster=_pinned_cluster(server, ca)))
         for server in others
         if ca.is_file()
     ]
@@ -525,37 +594,6 @@ def _pinned_cluster(server: str, ca: Path) -> Any:
     from lightkube.config.models import Cluster
 
     return Cluster(server=server, certificate_auth=str(ca.resolve()))
-
-
-def _candidate(kubeconfig: Path, config: SingleConfig) -> _Candidate:
-    import httpx2
-    from lightkube import AsyncClient
-    from lightkube.config import client_adapter
-    from lightkube.core.exceptions import ConfigError
-
-    assert config.user is not None
-    try:
-        tls = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file, trust_env=False)
-        auth = client_adapter.user_auth(config.user)
-    except (ConfigError, OSError, ssl.SSLError, ValueError) as error:
-        raise CredentialsError(
-            f"its CA, certificate or key can't be read: {error}",
-            subject=str(kubeconfig),
-            hint="check certificate-authority, client-certificate and client-key in the kubeconfig",
-        ) from error
-    # cfssl's and kube-controller-manager's certificates lack extensions that Python >= 3.13 insists on by default.
-    tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    client = AsyncClient(
-        config=config,
-        timeout=httpx2.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS),
-        field_manager="kubeworker",
-        # No proxy from the environment: the servers are reached directly, as the nodes are.
-        trust_env=False,
-        transport=httpx2.AsyncHTTPTransport(verify=tls, trust_env=False),
-    )
-    return _Candidate(
-        server=config.cluster.server.rstrip("/"), client=client, tls=tls, auth=auth, kubeconfig=kubeconfig
-    )
 
 
 def _resource(kind: str) -> Any:

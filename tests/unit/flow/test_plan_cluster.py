@@ -1,35 +1,14 @@
 """What a plan reads of the settings in cluster.yaml: kubelet's own config is the one place that says them."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
 
 import pytest
 
 from kubeworker.core import bootstrap_token
 from kubeworker.core.spec import ClusterFile
 from kubeworker.flow import join
-from kubeworker.io.kube import Kube
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class EmptyCluster:
-    """A cluster that holds nothing yet and forbids everything."""
-
-    async def list(self, _kind: str) -> tuple[dict[str, Any], ...]:
-        return ()
-
-    async def tokens(self) -> tuple[bootstrap_token.BootstrapToken, ...]:
-        return ()
-
-    async def nodes(self) -> tuple[Any, ...]:
-        return ()
-
-    async def owned_record(self) -> None:
-        return None
-
-    async def allowed(self, **_question: object) -> bool:
-        return False
 
 
 def cluster(**changes: object) -> ClusterFile:
@@ -47,8 +26,9 @@ def cluster(**changes: object) -> ClusterFile:
     )
 
 
-async def planned(spec: ClusterFile) -> join.ClusterPlan:
-    return await join.plan_cluster(cast("Kube", EmptyCluster()), spec, ["w1"], now=NOW)
+def planned(spec: ClusterFile) -> join.ClusterPlan:
+    """In a cluster that holds nothing yet."""
+    return join.decide(join.ClusterReading(), spec, ["w1"], NOW)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +40,8 @@ async def planned(spec: ClusterFile) -> join.ClusterPlan:
         ({"profile": "guide", "components": {"kubelet": {"token_minutes": 45}}}, 45),
     ],
 )
-async def test_a_token_lives_as_long_as_kubelets_setting_says(changes: dict[str, object], minutes: int) -> None:
-    (token,) = (await planned(cluster(**changes))).tokens
+def test_a_token_lives_as_long_as_kubelets_setting_says(changes: dict[str, object], minutes: int) -> None:
+    (token,) = planned(cluster(**changes)).tokens
     assert token.expires - NOW == timedelta(minutes=minutes)
 
 
@@ -74,12 +54,12 @@ async def test_a_token_lives_as_long_as_kubelets_setting_says(changes: dict[str,
         ({"profile": "guide", "components": {"kubelet": {"client_csr": "guarded"}}}, False),
     ],
 )
-async def test_the_automatic_binding_follows_kubelets_setting(changes: dict[str, object], *, automatic: bool) -> None:
-    subjects = {action.subject for action in (await planned(cluster(**changes))).actions}
+def test_the_automatic_binding_follows_kubelets_setting(changes: dict[str, object], *, automatic: bool) -> None:
+    subjects = {action.subject for action in planned(cluster(**changes)).actions}
     assert ("ClusterRoleBinding auto-approve-csrs-for-group" in subjects) is automatic
 
 
-async def test_a_token_of_this_run_is_still_good_for_its_later_rounds() -> None:
+def test_a_token_of_this_run_is_still_good_for_its_later_rounds() -> None:
     shortest = cluster(components={"kubelet": {"token_minutes": 15}})
-    (token,) = (await planned(shortest)).tokens
+    (token,) = planned(shortest).tokens
     assert token.expires - NOW > bootstrap_token.MINIMUM
