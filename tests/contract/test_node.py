@@ -163,3 +163,12 @@ async def test_a_connection_that_breaks_is_the_nodes_error(server: Server) -> No
         await task
     with pytest.raises(NodeUnreachable, match="the connection was lost"):
         await node.run("true")
+
+
+async def test_an_error_of_the_input_itself_is_not_taken_for_the_nodes(node: Node) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise KeyError("the file is gone")
+
+    with pytest.raises(KeyError, match="the file is gone"):
+        await node.run("cat", stdin=broken())

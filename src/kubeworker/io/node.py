@@ -159,6 +159,10 @@ class _SshNode:
                 output = group.create_task(_collect(process.stdout, on_line))
                 errors = group.create_task(process.stderr.read())
             await process.wait_closed()
+        except ExceptionGroup as failed:
+            # A lost connection fails all of them, for the same reason.
+            first = failed.exceptions[0]
+            raise first from first.__cause__
         finally:
             process.close()
         if process.returncode is None:
