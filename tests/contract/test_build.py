@@ -150,6 +150,15 @@ async def test_a_machine_without_go_is_told_which_go_it_needs(
     assert "install Go 1.26.8 or newer" in error.hint
 
 
+async def test_missing_compilers_and_libraries_are_named_as_packages(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    error = await error_of(site, *node_artifacts("runc"))
+    assert "missing gcc, libc6-dev, pkg-config, libseccomp-dev" in error.message
+    assert "apt-get install gcc libc6-dev pkg-config libseccomp-dev" in error.hint
+
+
 async def test_a_go_that_is_too_old_is_told_apart(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What an old go answers to `go env` where it may not fetch a newer one (GOTOOLCHAIN=local).
     (tmp_path / "go").write_text("#!/bin/sh\nprintf '%s\\n' go1.19.8 v1 ''\n")

@@ -22,8 +22,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from kubeworker.core import tar_stream
@@ -31,6 +32,8 @@ from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, ArtifactMissing
 
 _CHUNK = 1 << 20
+_ABANDONED = 24 * 3600
+"""Seconds after which a work directory belongs to no running build."""
 
 
 class BlobDamaged(ArtifactError):
@@ -159,7 +162,11 @@ class BlobStore:
 
     @contextmanager
     def work(self) -> Iterator[Path]:
-        """A fresh directory on the store's file system, removed afterwards."""
+        """A fresh directory on the store's file system, removed afterwards; what killed processes left goes too."""
+        for left in (self.root / "work").iterdir():
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < time.time() - _ABANDONED:
+                    shutil.rmtree(left, ignore_errors=True)
         path = Path(tempfile.mkdtemp(dir=self.root / "work"))
         try:
             yield path

@@ -43,11 +43,11 @@ def test_a_changed_byte_of_the_same_size_is_found_and_both_hashes_named(store: B
     path = store.path(blob)
     path.chmod(0o755)
     with path.open("r+b") as file:
-        file.write(b"w")
+        file.write(b"l")
     with pytest.raises(BlobDamaged) as caught:
         store.path(blob)
     assert blob.sha256 in str(caught.value)
-    assert hashlib.sha256(b"wight").hexdigest() in str(caught.value)
+    assert hashlib.sha256(b"light").hexdigest() in str(caught.value)
 
 
 def test_a_touched_file_is_hashed_again_and_then_known(store: BlobStore, tmp_path: Path) -> None:
@@ -97,6 +97,16 @@ def test_a_member_is_compressed_once_and_always_the_same(store: BlobStore, tmp_p
     other = BlobStore(tmp_path / "other")
     other.add_file(file_of(tmp_path, b"content" * 1000))
     assert other.tar_member(blob).read_bytes() == first.read_bytes()
+
+
+def test_what_a_killed_build_left_is_removed_a_day_later(store: BlobStore) -> None:
+    old, recent = store.root / "work/old", store.root / "work/recent"
+    for left in (old, recent):
+        (left / "bin").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with store.work() as work:
+        assert work.is_dir()
+    assert [path.name for path in (store.root / "work").iterdir()] == ["recent"]
 
 
 async def test_a_lock_keeps_a_second_holder_out(store: BlobStore) -> None:
