@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from kubeworker.core.artifact import (
     RUNC_LDFLAGS,
@@ -52,10 +52,18 @@ class Mirror(ComponentConfig):
 _Registry = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?(:[0-9]+)?$")]
 
 
+def _writable(config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        toml.dump(merge({}, config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"can't be written as TOML: {error}") from error
+    return config
+
+
 class Config(ComponentConfig):
     """`components.containerd`: the container runtime."""
 
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Annotated[dict[str, Any], AfterValidator(_writable)] = Field(default_factory=dict)
     """Merged over the rendered config.toml: maps key by key, anything else replaces, null removes."""
     mirrors: dict[_Registry, tuple[str | Mirror, ...]] | None = None
     """Per registry, mirrors in the order they are tried, written to /etc/containerd/certs.d/REGISTRY/hosts.toml;

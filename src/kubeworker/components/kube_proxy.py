@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field
@@ -251,6 +252,9 @@ def _listening(check_id: str, bind: str) -> Listening:
     return Listening(id=check_id, port=int(port), addresses=("*" if host in {"0.0.0.0", "::"} else host,))  # noqa: S104
 
 
+_BIND = re.compile(r"[^/]+:[0-9]{1,5}")
+
+
 def _validate(cluster: ClusterFile, config: Config) -> None:
     if config.mode == "nftables" and not at_least(cluster.versions.kubernetes, "1.31.0"):
         raise SpecError(
@@ -258,6 +262,10 @@ def _validate(cluster: ClusterFile, config: Config) -> None:
             subject="components.kube_proxy.mode",
             hint="use Kubernetes 1.31 or later, or ipvs",
         )
+    for key in ("healthzBindAddress", "metricsBindAddress"):
+        value = config.config.get(key)
+        if value and not _BIND.fullmatch(str(value)):
+            raise SpecError(f"{value!r} is not ADDRESS:PORT", subject=f"components.kube_proxy.config.{key}")
 
 
 def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:

@@ -311,9 +311,15 @@ def _taint(text: str) -> dict[str, str]:
 
 
 def _healthz(document: dict[str, Any]) -> str:
-    host = document.get("healthzBindAddress", "127.0.0.1")
+    host = str(document.get("healthzBindAddress") or "127.0.0.1")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://{_host(host)}:{document.get('healthzPort', 10248)}/healthz"
+
+
+def _address(document: dict[str, Any]) -> str:
+    """Where kubelet listens: "*" for every address, its own default."""
+    address = str(document.get("address") or "0.0.0.0")  # noqa: S104
+    return "*" if address in {"0.0.0.0", "::"} else address  # noqa: S104
 
 
 def _host(address: str) -> str:
@@ -380,7 +386,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
     user = f"system:node:{context.node.name}"
     return (
         UnitActive(id="kubelet.unit", unit=_UNIT),
-        Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(context.node.address,)),
+        Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(_address(document),)),
         PortClosed(id="kubelet.read_only_port", port=10255),
         Http(id="kubelet.healthz", url=_healthz(document), contains="ok"),
         Http(id="kubelet.anonymous", url=f"{api}/metrics", status=401),
@@ -429,7 +435,11 @@ _LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
 
-def _validate(cluster: ClusterFile, _config: Config) -> None:
+def _validate(cluster: ClusterFile, config: Config) -> None:
+    for key in ("port", "healthzPort"):
+        value = config.config.get(key)
+        if value is not None and (type(value) is not int or not 0 < value < 65536):
+            raise SpecError(f"{value!r} is not a port number", subject=f"components.kubelet.config.{key}")
     for index, node in enumerate(cluster.nodes):
         for key, value in node.labels.items():
             subject = f"nodes.{index}.labels.{key}"

@@ -155,3 +155,9 @@ def test_directories_have_the_modes_that_containerd_gives_them() -> None:
     assert modes["/data/k8s/containerd/root"] == 0o711
     assert modes["/data/k8s/containerd/state"] == 0o711
     assert modes["/etc/containerd/certs.d/docker.io"] == 0o755
+
+
+def test_a_setting_that_toml_cant_say_is_refused() -> None:
+    with pytest.raises(SpecError, match="can't be written as TOML") as caught:
+        state(with_component("containerd", config={"imports": [None]}))
+    assert caught.value.subject == "components.containerd.config"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tests.unit.samples import (
     CREDENTIALS,
+    REGISTRY,
     changed,
     checks,
     cluster,
@@ -18,7 +19,9 @@ from tests.unit.samples import (
     with_component,
 )
 
+from kubeworker.core import desired
 from kubeworker.core.model import Gate, Http, Listening, RequireCommand, RequireModule, RequirePort, RequireProxyMode
+from kubeworker.errors import SpecError
 
 CONFIG = "/etc/kubernetes/kube-proxy-config.yaml"
 KUBECONFIG = "/etc/kubernetes/kube-proxy.kubeconfig"
@@ -95,6 +98,14 @@ def test_gate_and_checks_follow_addresses_that_were_merged_in() -> None:
     metrics = found["kube_proxy.metrics"]
     assert isinstance(metrics, Http)
     assert metrics.url == "http://127.0.0.1:10249/metrics"
+
+
+@pytest.mark.parametrize("key", ["healthzBindAddress", "metricsBindAddress"])
+@pytest.mark.parametrize("value", ["nowhere", "10256", "1.2.3.4:", 10256])
+def test_an_address_that_cant_be_asked_is_refused(key: str, value: object) -> None:
+    with pytest.raises(SpecError, match="is not ADDRESS:PORT") as caught:
+        desired.validate_components(with_component("kube_proxy", config={key: value}), REGISTRY)
+    assert caught.value.subject == f"components.kube_proxy.config.{key}"
 
 
 def test_the_mode_is_proved_by_what_kube_proxy_says_it_runs() -> None:

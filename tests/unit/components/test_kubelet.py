@@ -147,6 +147,20 @@ def test_config_is_merged_over_the_file_and_null_removes() -> None:
     assert anonymous.url == "https://172.31.39.151:10350/metrics"
 
 
+@pytest.mark.parametrize("key", ["port", "healthzPort"])
+@pytest.mark.parametrize("value", ["many", 0, 65536, True, [1]])
+def test_a_port_that_is_none_is_refused(key: str, value: object) -> None:
+    with pytest.raises(SpecError, match="is not a port number") as caught:
+        desired.validate_components(with_component("kubelet", config={key: value}), REGISTRY)
+    assert caught.value.subject == f"components.kubelet.config.{key}"
+
+
+@pytest.mark.parametrize(("address", "listens"), [("0.0.0.0", "*"), (None, "*"), ("127.0.0.9", "127.0.0.9")])
+def test_where_it_listens_follows_what_was_merged_in(address: str | None, listens: str) -> None:
+    listening = checks(with_component("kubelet", config={"address": address}))["kubelet.listen"]
+    assert listening == Listening(id="kubelet.listen", port=10250, addresses=(listens,))
+
+
 def test_one_changed_setting_restarts_kubelet_alone() -> None:
     before, after = state(cluster()), state(with_component("kubelet", config={"maxPods": 100}))
     assert changed(before, after) == {CONFIG}

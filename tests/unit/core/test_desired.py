@@ -1,5 +1,6 @@
 """The desired state of a node, whichever components make it."""
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -77,6 +78,26 @@ def test_a_wrong_value_is_named_by_its_field(
 )
 def test_what_a_version_cant_do_is_refused(versions: dict[str, str], settings_: dict[str, Any], subject: str) -> None:
     assert refused(cluster(versions=versions, components=settings_)).subject == subject
+
+
+KEYS = st.sampled_from(
+    ["port", "healthzPort", "healthzBindAddress", "metricsBindAddress", "address", "mode", "plugins", "version", "x"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["", "x", ":", "a:1", "[::]:80", "0.0.0.0", "10s"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["kubelet", "kube_proxy", "containerd"]), st.dictionaries(KEYS, VALUES, max_size=3))
+def test_whatever_is_merged_in_is_taken_or_refused(name: str, config: dict[str, Any]) -> None:
+    spec = with_component(name, config=config)
+    with suppress(SpecError):
+        desired.validate_components(spec, REGISTRY)
+        files(state(spec))
+        desired.checks(spec, spec.nodes[0], registry=REGISTRY, archives={}, credentials=CREDENTIALS, facts=Facts())
 
 
 # ---------------------------------------------------------------------------------------------------------------
