@@ -21,7 +21,7 @@ restart_kubelet() { systemctl restart kubelet; until_true answers "https://$ADDR
 restart_proxy() { systemctl restart kube-proxy; until_true answers "http://$ADDRESS:10256/healthz"; }
 listens() { [ -n "$(ss -Hltn "sport = :$2" | grep -F "$1:$2 ")" ]; }
 listen_too() {
-  systemd-run --quiet --unit=kw-break socat "TCP-LISTEN:$2,bind=$1,reuseaddr,fork" PIPE
+  systemd-run --quiet --collect --unit=kw-break socat "TCP-LISTEN:$2,bind=$1,reuseaddr,fork" PIPE
   until_true listens "$1" "$2"
 }
 refuse() {
@@ -29,7 +29,8 @@ refuse() {
 table inet kwbreak { chain out {
   type filter hook output priority -300
   ip daddr $1 tcp dport $2 tcp flags & (syn | ack) == syn reject with tcp reset
-} }
+}
+}
 END
 }
 shim() {
@@ -120,14 +121,43 @@ def image(reference: str) -> Break:
     )
 
 
-def claimed(check_id: str, patch: str, *also: str) -> Break:
-    """The API holds something else of the Node; kubelet corrects it every 10 s, so it is said again and again."""
-    once = f"kubectl patch node $NODE --subresource=status --type=json -p '{patch}'"
+POLICY = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: kw-break-$NODE}
+spec:
+  matchConstraints:
+    resourceRules:
+      - {apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [nodes/status]}
+  validations: [{expression: request.userInfo.username != "system:node:$NODE"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: kw-break-$NODE}
+spec: {policyName: kw-break-$NODE, validationActions: [Deny]}
+"""
+
+
+def claimed(check_id: str, field: str, value: str, *also: str) -> Break:
+    """The API holds something else of the Node than its kubelet says, which may not correct it meanwhile."""
+    pointer = field.replace(".", "/")
+    change = f"""kubectl patch node $NODE --subresource=status --type=json \
+  -p "[{{\\"op\\": \\"replace\\", \\"path\\": \\"{pointer}\\", \\"value\\": $value}}]" """
     return Break(
         id=check_id,
         control="node",
-        broken=f"{once}; (while {once}; do sleep 0.3; done) > $TMP/log 2>&1 & echo $! > $TMP/pid",
-        heal="kill $(cat $TMP/pid)",
+        broken=f"""
+cat > $TMP/policy.yaml <<END
+{POLICY}
+END
+kubectl create -f $TMP/policy.yaml
+denied() {{ ! kubectl --server="$1" --as=system:node:$NODE --as-group=system:nodes patch node $NODE \
+  --subresource=status --dry-run=server -p '{{"status": {{"phase": "kw"}}}}'; }}
+for server in $SERVERS; do until_true denied $server; done
+kubectl get node $NODE -o 'jsonpath-as-json={{{field}}}' | sed '1d;$d' > $TMP/before
+value='{value}'
+{change}""",
+        heal=f"kubectl delete -f $TMP/policy.yaml; value=$(cat $TMP/before)\n{change}",
         also=also,
     )
 
@@ -146,9 +176,9 @@ BREAKS = (
     refused("kube_nginx.apiserver.{APISERVER}", "$APISERVER", 6443),
     refused("kube_nginx.proxy", "127.0.0.1", 8443),
     disabled("containerd.unit", "containerd"),
-    shimmed("containerd.ctr", "/opt/k8s/bin/ctr", "*' version '*) echo v0.0.0; exit;;"),
+    shimmed("containerd.ctr", "/opt/k8s/bin/ctr", "*\\ version\\ *) echo v0.0.0; exit;;"),
     edited("containerd.cri", "/etc/crictl.yaml", "s/containerd.sock/nothing.sock/"),
-    shimmed("containerd.runc", "/opt/k8s/bin/runc", "*' --version '*) echo runc version 0.0.0; exit;;"),
+    shimmed("containerd.runc", "/opt/k8s/bin/runc", "*\\ --version\\ *) echo runc version 0.0.0; exit;;"),
     Break(
         id="containerd.nerdctl",
         broken="cd /etc/nerdctl; mv nerdctl.toml nerdctl.toml.kw; echo 'address = \"unix:///nothing\"' > nerdctl.toml",
@@ -211,11 +241,12 @@ BREAKS = (
     # The API server reaches a kubelet by the address that is registered.
     claimed(
         "node.registered",
-        '[{"op":"replace","path":"/status/addresses","value":[{"type":"InternalIP","address":"192.0.2.1"}]}]',
+        ".status.addresses",
+        '[{"type": "InternalIP", "address": "192.0.2.1"}]',
         "pod.logs",
         "pod.exec",
     ),
-    claimed("node.version", '[{"op":"replace","path":"/status/nodeInfo/kubeletVersion","value":"v1.20.0"}]'),
+    claimed("node.version", ".status.nodeInfo.kubeletVersion", '"v1.20.0"'),
     Break(
         id="node.ready",
         control="node",
@@ -240,8 +271,8 @@ BREAKS = (
         also=("pod.logs", "pod.exec"),
         slow=True,
     ),
-    shimmed("pod.logs", "/opt/k8s/bin/runc", '*\' create \'*) exec "$0.kw" "$@" > /dev/null;;'),
-    shimmed("pod.exec", "/opt/k8s/bin/runc", "*' exec '*) echo no exec here >&2; exit 1;;"),
+    shimmed("pod.logs", "/opt/k8s/bin/runc", '*\\ create\\ *) exec "$0.kw" "$@" > /dev/null;;'),
+    shimmed("pod.exec", "/opt/k8s/bin/runc", "*\\ exec\\ *) echo no exec here >&2; exit 1;;"),
     disabled("bridge_cni.unit", "kubeworker-routes"),
     Break(
         id="bridge_cni.route.{PEER}",

@@ -128,8 +128,9 @@ class Broken:
             "PEER": self._peer.name,
             "PEER_ADDRESS": self._peer.address,
             "APISERVER": self._apiserver.address,
+            "SERVERS": " ".join(f"https://{server}" for server in self._lab.apiservers),
         }
-        settings = "".join(f"{name}={value}\n" for name, value in variables.items())
+        settings = "".join(f"{name}='{value}'\n" for name, value in variables.items())
         if not self._case.control:
             sh(self._lab, self._machine.name, PRELUDE + settings + script)
             return
@@ -202,6 +203,8 @@ def play(operator: Operator, cases: tuple[Break, ...]) -> dict[str, Result | Ass
             for case, thing in things.items():
                 attempt(errors, case, thing.start)
             seen = verify(operator)
+        except AssertionError as error:
+            errors = {case.title: error for case in things}
         finally:
             for case, thing in things.items():
                 attempt(errors, case, thing.heal)
