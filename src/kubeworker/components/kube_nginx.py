@@ -231,7 +231,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
     host, _, port = context.config.listen.rpartition(":")
     return (
         UnitActive(id="kube_nginx.unit", unit="kube-nginx.service"),
-        Listening(id="kube_nginx.listen", port=int(port), addresses=(host,)),
+        Listening(id="kube_nginx.listen", port=int(port), addresses=(host.strip("[]"),)),
         *(
             ProxyReaches(id=f"kube_nginx.apiserver.{server}", apiserver=server)
             for server in context.cluster.cluster.apiservers

@@ -9,7 +9,15 @@ from pydantic import Field
 
 from kubeworker.core import kubeconfig
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
-from kubeworker.core.component import Component, ComponentConfig, Context, api_proxy_url, binary
+from kubeworker.core.component import (
+    HTTP2_PING,
+    Component,
+    ComponentConfig,
+    Context,
+    api_proxy_url,
+    binary,
+    url_host,
+)
 from kubeworker.core.formats import unit, yaml
 from kubeworker.core.horizon import IPVS, at_least, warning
 from kubeworker.core.merge import merge
@@ -129,7 +137,7 @@ def _kubeconfig(context: Context[Config]) -> bytes:
 
 
 def _config_file(context: Context[Config]) -> dict[str, Any]:
-    address = _host(context.node.address)
+    address = url_host(context.node.address)
     guide = context.cluster.profile == "guide"
     document = {
         "kind": "KubeProxyConfiguration",
@@ -160,10 +168,6 @@ def _metrics(document: dict[str, Any]) -> str:
 
 def _mode(document: dict[str, Any]) -> str:
     return str(document.get("mode") or "iptables")
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def _reachable(bind: str) -> str:
@@ -199,7 +203,7 @@ def _requirements(document: dict[str, Any]) -> tuple[Requirement, ...]:
 
 def _unit_file(context: Context[Config]) -> str:
     paths, guide = context.cluster.paths, context.cluster.profile == "guide"
-    environment = {} if guide else {"Environment": _PING}
+    environment = {} if guide else {"Environment": HTTP2_PING}
     documentation = (
         "https://github.com/GoogleCloudPlatform/kubernetes"
         if guide
@@ -223,10 +227,6 @@ def _unit_file(context: Context[Config]) -> str:
             "Install": {"WantedBy": "multi-user.target"},
         }
     )
-
-
-_PING = "HTTP2_READ_IDLE_TIMEOUT_SECONDS=10 HTTP2_PING_TIMEOUT_SECONDS=5"
-"""client-go drops a connection to a vanished API server after 15 s instead of 45 s (apimachinery, util/net/http.go)."""
 
 
 def _checks(context: Context[Config]) -> tuple[Check, ...]:

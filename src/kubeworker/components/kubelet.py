@@ -9,7 +9,15 @@ from pydantic import Field
 
 from kubeworker.core import kubeconfig
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
-from kubeworker.core.component import Component, ComponentConfig, Context, api_proxy_url, binary
+from kubeworker.core.component import (
+    HTTP2_PING,
+    Component,
+    ComponentConfig,
+    Context,
+    api_proxy_url,
+    binary,
+    url_host,
+)
 from kubeworker.core.formats import unit, yaml
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
@@ -313,17 +321,13 @@ def _taint(text: str) -> dict[str, str]:
 def _healthz(document: dict[str, Any]) -> str:
     host = str(document.get("healthzBindAddress") or "127.0.0.1")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://{_host(host)}:{document.get('healthzPort', 10248)}/healthz"
+    return f"http://{url_host(host)}:{document.get('healthzPort', 10248)}/healthz"
 
 
 def _address(document: dict[str, Any]) -> str:
     """Where kubelet listens: "*" for every address, its own default."""
     address = str(document.get("address") or "0.0.0.0")  # noqa: S104
     return "*" if address in {"0.0.0.0", "::"} else address  # noqa: S104
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
 
 
 def _unit_file(context: Context[Config]) -> str:
@@ -346,7 +350,7 @@ def _unit_file(context: Context[Config]) -> str:
     )
     service: dict[str, unit.Value] = {
         "WorkingDirectory": root,
-        **({} if guide else {"Environment": _PING}),
+        **({} if guide else {"Environment": HTTP2_PING}),
         "ExecStart": unit.Command(arguments=command),
         "Restart": "always",
         "RestartSec": "5",
@@ -375,14 +379,9 @@ def _unit_head(*, guide: bool) -> dict[str, unit.Value]:
     }
 
 
-_PING = "HTTP2_READ_IDLE_TIMEOUT_SECONDS=10 HTTP2_PING_TIMEOUT_SECONDS=5"
-"""client-go drops a connection to a vanished API server after 15 s instead of 45 s (apimachinery, util/net/http.go),
-well before the node counts as lost (node-monitor-grace-period)."""
-
-
 def _checks(context: Context[Config]) -> tuple[Check, ...]:
     document = _config_file(context)
-    api = f"https://{_host(context.node.address)}:{document.get('port', 10250)}"
+    api = f"https://{url_host(context.node.address)}:{document.get('port', 10250)}"
     user = f"system:node:{context.node.name}"
     return (
         UnitActive(id="kubelet.unit", unit=_UNIT),

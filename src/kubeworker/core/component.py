@@ -117,6 +117,16 @@ def binary(artifact: Artifact, directory: str, blobs: Mapping[str, Blob]) -> Bin
     return Binary(path=f"{directory}/{artifact.name}", blob=blobs[artifact.name], version=artifact.version)
 
 
+HTTP2_PING = "HTTP2_READ_IDLE_TIMEOUT_SECONDS=10 HTTP2_PING_TIMEOUT_SECONDS=5"
+"""Environment of a unit that talks to the API: client-go drops a connection to a vanished API server after 15 s instead
+of 45 s (apimachinery, util/net/http.go), well before the node counts as lost (node-monitor-grace-period)."""
+
+
+def url_host(address: str) -> str:
+    """An IP address as URLs and HOST:PORT have it: IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address
+
+
 def api_proxy_url(cluster: ClusterFile) -> str:
     """The API's URL as nodes reach it (the guide's KUBE_APISERVER): the local kube-nginx.
 

@@ -75,6 +75,13 @@ def test_another_port_reaches_everyone_who_uses_it() -> None:
     assert isinstance(found["kube_nginx.proxy"], Http)
 
 
+def test_ipv6_loopback_is_written_as_each_reader_has_it() -> None:
+    spec = with_component("kube_nginx", listen="[::1]:8443")
+    assert "listen [::1]:8443;" in text(state(spec), CONF)
+    listening = checks(spec)["kube_nginx.listen"]
+    assert listening == Listening(id="kube_nginx.listen", port=8443, addresses=("::1",))
+
+
 def test_every_api_server_is_asked_through_the_node() -> None:
     reached = {check.apiserver for check in checks(cluster()).values() if isinstance(check, ProxyReaches)}
     assert reached == {"172.31.39.151:6443", "172.31.32.72:6443"}
