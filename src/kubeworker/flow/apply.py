@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kubeworker.core import actions, csr, node_script, tar_stream
+from kubeworker.core import actions, csr, desired, node_script, tar_stream
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Blob, TlsEndpoint
 from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
-from kubeworker.flow import credentials, join
+from kubeworker.flow import artifacts, credentials, join
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.run_lock import RunLock
@@ -190,12 +190,29 @@ class _Run:
         if self.session.kube:
             await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
         chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
+        await self._compress({blob for node in chosen for stage in node.stages for blob in stage.blobs})
         size = self.options.serial or max(len(chosen), 1)
         for start in range(0, len(chosen), size):
             if self._failures() > self.options.max_failures:
                 self._skip(chosen[start:])
                 return
             await self._batch(chosen[start : start + size])
+
+    async def _compress(self, missing: set[Blob]) -> None:
+        """Have the bytes of what any node lacks, and compress each once for all of them (ADR 2)."""
+        if not missing:
+            return
+        session = self.session
+        await artifacts.resolve(
+            session.request.cluster_file,
+            session.cluster,
+            desired.artifacts(session.cluster, session.registry),
+            report=session.report,
+            store=session.store,
+        )
+        async with asyncio.TaskGroup() as group:
+            for blob in sorted(missing, key=lambda blob: -blob.size):
+                group.create_task(asyncio.to_thread(session.store.tar_member, blob))
 
     async def _batch(self, nodes: Sequence[NodePlan]) -> None:
         plans = {node.name: node for node in nodes}
@@ -268,7 +285,7 @@ class _Run:
         if not missing:
             return 0
         async with self.uploads:
-            members = [await asyncio.to_thread(self.session.store.tar_member, blob) for blob in missing]
+            members = [self.session.store.tar_member(blob) for blob in missing]
             total = sum(member.stat().st_size for member in members)
             stream = _stream(members, total, connection.name, self.session.report)
             bin_dir = self.session.cluster.paths.bin_dir

@@ -166,5 +166,5 @@ async def _open(
             connect_nodes(cluster, chosen, stack, accept_new_host_keys=request.accept_new_host_keys)
         )
         wanted = desired.artifacts(cluster, registry)
-        blobs = group.create_task(artifacts.resolve(request.cluster_file, cluster, wanted, report=report, store=store))
+        blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
     return api.result(), nodes.result(), blobs.result()
