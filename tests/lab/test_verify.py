@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,22 +201,24 @@ def play(operator: Operator, cases: tuple[Break, ...]) -> dict[str, Result | Ass
             folder.mkdir()
             things[case] = Broken(lab, machine, case, folder)
         try:
-            for case, thing in things.items():
-                attempt(errors, case, thing.start)
+            everywhere(errors, {case: thing.start for case, thing in things.items()})
             seen = verify(operator)
         except AssertionError as error:
             errors = {case.title: error for case in things}
         finally:
-            for case, thing in things.items():
-                attempt(errors, case, thing.heal)
+            everywhere(errors, {case: thing.heal for case, thing in things.items()})
     return {case.title: errors.get(case.title) or thing.result(seen) for case, thing in things.items()}
 
 
-def attempt(errors: dict[str, AssertionError], case: Break, work: Callable[[], None]) -> None:
-    try:
-        work()
-    except AssertionError as error:
-        errors.setdefault(case.title, error)
+def everywhere(errors: dict[str, AssertionError], work: Mapping[Break, Callable[[], None]]) -> None:
+    """Do it on all machines at once; the first error of each case is kept."""
+    with ThreadPoolExecutor() as pool:
+        for case, future in {case: pool.submit(each) for case, each in work.items()}.items():
+            error = future.exception()
+            if isinstance(error, AssertionError):
+                errors.setdefault(case.title, error)
+            elif error is not None:
+                raise error
 
 
 @pytest.fixture(scope="module")

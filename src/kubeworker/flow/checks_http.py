@@ -17,7 +17,7 @@ from kubeworker.io.node import Node
 REQUEST_SECONDS = 5.0
 """How long one request may take."""
 
-SETTLE_SECONDS = 4.0
+SETTLE_SECONDS = 2.5
 """How long a wrong answer is asked again for: a kubelet that was just started, a binding that is just being seen."""
 
 
