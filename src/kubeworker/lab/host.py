@@ -27,6 +27,8 @@ BUSYBOX_PACKAGE = "busybox-static"
 """Its busybox goes into an image; Debian's plain `busybox` needs libc."""
 LIBC_ARCHIVE_PACKAGE = "libc6-dev"
 """Has libc.a, for the static `pause`."""
+KEYRING_PACKAGE = "debian-archive-keyring"
+"""What debootstrap checks Debian's index with; other distributions don't have it from the start."""
 
 _CAP_SYS_RESOURCE = 24
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -76,6 +78,8 @@ def missing_packages() -> tuple[str, ...]:
         missing.append(BUSYBOX_PACKAGE)
     if not any(Path("/usr/lib").glob("*/libc.a")):
         missing.append(LIBC_ARCHIVE_PACKAGE)
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+        missing.append(KEYRING_PACKAGE)
     return tuple(missing)
 
 
@@ -98,7 +102,8 @@ def install_packages(packages: Sequence[str]) -> None:
             subject="this host",
             hint="install them with your system's package manager",
         )
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    # Another apt may be at work (unattended upgrades): wait for it.
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120", *packages]
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     try:
         run(install, env=quiet, timeout=900)
