@@ -57,25 +57,32 @@ class ClusterReading:
 
 
 async def read_cluster(kube: Kube, cluster: ClusterFile, nodes: Collection[str] | None = None) -> ClusterReading:
-    """Read all of it at once. `nodes`: a run for these only; None: for every node of cluster.yaml.
+    """Read all of it. `nodes`: a run for these only; None: for every node of cluster.yaml.
 
     A run for a few nodes reads those Nodes only, unless `cni: bridge` needs everybody's podCIDR for its routes.
     """
     names = frozenset(node.name for node in cluster.nodes) if nodes is None else frozenset(nodes)
-    wanted = [binding["metadata"]["name"] for binding in _bindings(cluster)]
+    asked = None if nodes is None or cluster.cni == "bridge" else names
+
+    async def bindings() -> tuple[Document, ...]:
+        found = [await kube.get("ClusterRoleBinding", each["metadata"]["name"]) for each in _bindings(cluster)]
+        return tuple(each for each in found if each is not None)
+
+    async def records() -> tuple[tuple[BootstrapToken, ...], dict[str, str]]:
+        return await kube.tokens(), cluster_objects.owned_record(await kube.owned_record())
+
+    async def rest() -> tuple[tuple[NodeStatus, ...], tuple[str, ...]]:
+        return await kube.nodes(asked), await guarded_warnings(kube, cluster)
+
+    # Three at a time, not all: each further connection costs a handshake, and the nodes' probes take longer than this.
     async with asyncio.TaskGroup() as group:
-        bindings = [group.create_task(kube.get("ClusterRoleBinding", name)) for name in wanted]
-        tokens = group.create_task(kube.tokens())
-        found = group.create_task(kube.nodes(None if nodes is None or cluster.cni == "bridge" else names))
-        record = group.create_task(kube.owned_record())
-        warnings = group.create_task(guarded_warnings(kube, cluster))
+        roles = group.create_task(bindings())
+        ours = group.create_task(records())
+        seen = group.create_task(rest())
+    tokens, owned = ours.result()
+    found, warnings = seen.result()
     return ClusterReading(
-        bindings=tuple(binding for task in bindings if (binding := task.result()) is not None),
-        tokens=tokens.result(),
-        nodes=found.result(),
-        labelled=names,
-        owned=cluster_objects.owned_record(record.result()),
-        warnings=warnings.result(),
+        bindings=roles.result(), tokens=tokens, nodes=found, labelled=names, owned=owned, warnings=warnings
     )
 
 

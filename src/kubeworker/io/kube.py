@@ -469,10 +469,12 @@ class _Candidate:
 
     @cached_property
     def connections(self) -> AsyncHTTPTransport:
-        """HTTP/2: one handshake serves all requests, however many are under way at once."""
+        """HTTP/1.1: with HTTP/2 a kube-apiserver that says goodbye (GOAWAY: it stops, a 401, --goaway-chance) would end
+        requests that it still answers, since httpx2 does not wait for these; a write would seem to have failed.
+        """
         import httpx2
 
-        return httpx2.AsyncHTTPTransport(verify=self.tls(), trust_env=False, http2=True)
+        return httpx2.AsyncHTTPTransport(verify=self.tls(), trust_env=False)
 
     @cached_property
     def client(self) -> AsyncClient:
@@ -582,7 +584,7 @@ def _read_kubeconfig(path: Path) -> SingleConfig:
         raise CredentialsError("this kubeconfig does not exist", subject=str(where), hint=hint)
     try:
         config = KubeConfig.from_file(where).get()
-    except (ConfigError, OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         raise CredentialsError(f"this is no usable kubeconfig: {text}", subject=str(where), hint=hint) from error
     if config is None or config.user is None:
