@@ -32,6 +32,7 @@ class ControlPlane:
     """https://127.0.0.1:PORT"""
     endpoint: str
     """127.0.0.1:PORT"""
+    etcd_url: str
     kubeconfig: Path
     ca_cert: Path
     ca_key: Path
@@ -204,7 +205,7 @@ def start_control_plane(binaries: Path, directory: Path, processes: Processes) -
     (directory / "apiserver.pem").write_bytes(server_cert)
     (directory / "apiserver-key.pem").write_bytes(server_key)
 
-    etcd_port, peer_port, api_port, manager_port = (free_port() for _ in range(4))
+    etcd_port, peer_port, manager_port = (free_port() for _ in range(3))
     etcd_url = f"http://127.0.0.1:{etcd_port}"
     etcd = processes.start(
         "etcd",
@@ -217,38 +218,18 @@ def start_control_plane(binaries: Path, directory: Path, processes: Processes) -
     )
     wait_ready(f"{etcd_url}/health", None, *etcd)
 
-    server = f"https://127.0.0.1:{api_port}"
-    api = processes.start(
-        "kube-apiserver",
-        binaries / "kube-apiserver",
-        f"--etcd-servers={etcd_url}",
-        "--bind-address=127.0.0.1",
-        f"--secure-port={api_port}",
-        f"--tls-cert-file={directory / 'apiserver.pem'}",
-        f"--tls-private-key-file={directory / 'apiserver-key.pem'}",
-        f"--client-ca-file={ca_cert}",
-        f"--service-account-key-file={ca_key}",
-        f"--service-account-signing-key-file={ca_key}",
-        "--service-account-issuer=https://kubernetes.default.svc",
-        "--service-cluster-ip-range=10.254.0.0/16",
-        "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
-        "--enable-bootstrap-token-auth",
-        "--endpoint-reconciler-type=none",
-        "--allow-privileged=true",
-        f"--cert-dir={directory}",
-    )
+    endpoint, _ = start_apiserver(binaries, directory, processes, etcd_url)
     plane = ControlPlane(
         directory=directory,
-        server=server,
-        endpoint=f"127.0.0.1:{api_port}",
+        server=f"https://{endpoint}",
+        endpoint=endpoint,
+        etcd_url=etcd_url,
         kubeconfig=directory / "admin.kubeconfig",
         ca_cert=ca_cert,
         ca_key=ca_key,
         authority=authority,
     )
     admin = plane.kubeconfig_for("admin", common_name="admin", organizations=("system:masters",))
-    wait_ready(f"{server}/readyz", ssl.create_default_context(cafile=str(ca_cert)), *api)
 
     manager = processes.start(
         "kube-controller-manager",
@@ -269,3 +250,34 @@ def start_control_plane(binaries: Path, directory: Path, processes: Processes) -
     insecure.verify_mode = ssl.CERT_NONE
     wait_ready(f"https://127.0.0.1:{manager_port}/healthz", insecure, *manager)
     return plane
+
+
+def start_apiserver(
+    binaries: Path, directory: Path, processes: Processes, etcd_url: str
+) -> tuple[str, subprocess.Popen[bytes]]:
+    """Start a kube-apiserver with the certificates in `directory`; its HOST:PORT and process, once it is ready."""
+    port = free_port()
+    ca_key = directory / "ca-key.pem"
+    process, log = processes.start(
+        f"kube-apiserver-{port}",
+        binaries / "kube-apiserver",
+        f"--etcd-servers={etcd_url}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--tls-cert-file={directory / 'apiserver.pem'}",
+        f"--tls-private-key-file={directory / 'apiserver-key.pem'}",
+        f"--client-ca-file={directory / 'ca.pem'}",
+        f"--service-account-key-file={ca_key}",
+        f"--service-account-signing-key-file={ca_key}",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-cluster-ip-range=10.254.0.0/16",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--enable-bootstrap-token-auth",
+        "--endpoint-reconciler-type=none",
+        "--allow-privileged=true",
+        f"--cert-dir={directory}",
+    )
+    context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+    wait_ready(f"https://127.0.0.1:{port}/readyz", context, process, log)
+    return f"127.0.0.1:{port}", process
