@@ -77,8 +77,10 @@ KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
 _CONFIG = "/etc/kubernetes/kubelet-config.yaml"
 _UNIT = "kubelet.service"
 _SOCKET = "unix:///run/containerd/containerd.sock"
+_CLIENT_CERT = f"{CERT_DIR}/kubelet-client-current.pem"
 _JOIN_SECONDS = 120
-"""healthz answers only once the client certificate is there: token, CSR, approval and signing are part of the wait."""
+"""A first start waits for the client certificate too: token, CSR, approval and signing."""
+_START_SECONDS = 60
 
 
 def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
@@ -126,13 +128,18 @@ def _stage(context: Context[Config]) -> Stage:
                 content=_unit_file(context),
                 # Never what kubelet writes itself: rotated certificates and kubelet.kubeconfig.
                 restart_on=(program.path, _CONFIG, CA),
+                # kubelet asks for its certificate with the token that it read when it started.
+                read_at_start=(BOOTSTRAP, KUBECONFIG),
                 requires=("containerd.service",),
-                gate=Gate(http=(_healthz(document),), timeout=_JOIN_SECONDS),
+                gate=_gate(document, joins=isinstance(bootstrap, File)),
             ),
         ),
         kubeconfigs=(
             KubeconfigTarget(
-                path=KUBECONFIG, server=api_proxy_url(cluster), ca=context.credentials.ca_cert, unit=_UNIT
+                path=KUBECONFIG,
+                server=api_proxy_url(cluster),
+                ca=context.credentials.ca_cert,
+                content=_own_kubeconfig(context) if context.facts.joined else b"",
             ),
         ),
     )
@@ -163,6 +170,29 @@ def _bootstrap(context: Context[Config]) -> File | Absent | Deferred:
         token=context.credentials.bootstrap_token,
     )
     return File(path=BOOTSTRAP, content=content, mode=0o600, secret=True)
+
+
+def _own_kubeconfig(context: Context[Config]) -> bytes:
+    """What kubelet writes for itself when it has joined (client-go's bootstrap.LoadClientConfig)."""
+    return kubeconfig.with_certificate_file(
+        server=api_proxy_url(context.cluster),
+        ca=context.credentials.ca_cert,
+        user="default-auth",
+        path=_CLIENT_CERT,
+    )
+
+
+def _gate(document: dict[str, Any], *, joins: bool) -> Gate:
+    if not joins:
+        return Gate(http=(_healthz(document),), timeout=_START_SECONDS)
+    # healthz answers before there is a certificate, with which alone it has joined. One of a former membership, which
+    # has expired or is of another CA, does not count.
+    return Gate(
+        http=(_healthz(document),),
+        command=("test", _CLIENT_CERT, "-nt", BOOTSTRAP),
+        otherwise="it got no client certificate (kubeworker csr list shows requests that wait)",
+        timeout=_JOIN_SECONDS,
+    )
 
 
 def _config_check(program: str) -> ConfigCheck:

@@ -7,6 +7,7 @@ restarting is finished by the next one.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ from kubeworker.core.actions import (
     StartUnit,
     SwapOff,
 )
-from kubeworker.core.model import Blob, Directory, File, NodeState, RequireCommand, Stage, Unit
-from kubeworker.core.observed import Observed, SeenFile, SeenUnit
+from kubeworker.core.model import Blob, Directory, File, KubeconfigTarget, NodeState, RequireCommand, Stage, Unit
+from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
 from kubeworker.core.probe import DROPIN_DIRS, store_path
 
 NONE = "-"
@@ -49,7 +50,12 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
     plans = []
     for stage in state.stages:
         before = tuple(_before_units(stage, observed))
-        about = _Inputs(contents=contents, observed=observed, changed=frozenset(_changed(before)))
+        about = _Inputs(
+            contents=contents,
+            observed=observed,
+            changed=frozenset(_changed(before)),
+            written=frozenset(action.file.path for action in before if isinstance(action, PutFile)),
+        )
         units = tuple(_units(stage, about, restarting))
         images = tuple(_images(stage, observed))
         done = (*before, *units, *images)
@@ -110,6 +116,8 @@ def _before_units(stage: Stage, observed: Observed) -> Iterator[Action]:
             yield from _mode(binary.path, binary.mode, binary.owner, observed.files[binary.path])
     for file in _files(stage):
         yield from _file(file, observed.files.get(file.path))
+    for target in stage.kubeconfigs:
+        yield from _kubeconfig(target, observed)
     for link in stage.links:
         seen = observed.files.get(link.path)
         if seen is None or seen.kind != "link" or seen.target != link.target:
@@ -148,6 +156,24 @@ def _file(file: File, seen: SeenFile | None) -> Iterator[Action]:
         yield from _mode(file.path, file.mode, file.owner, seen)
 
 
+def _kubeconfig(target: KubeconfigTarget, observed: Observed) -> Iterator[Action]:
+    if not target.content:
+        return
+    seen, says = observed.files.get(target.path), observed.kubelet_kubeconfig
+    wanted = KubeletKubeconfig(server=target.server, ca_data=base64.b64encode(target.ca).decode())
+    if seen is not None and seen.kind == "file" and says == wanted:
+        yield from _mode(target.path, 0o600, "root:root", seen)
+        return
+    if seen is None:
+        text, reason = "", "missing"
+    elif says.server != target.server:
+        text, reason = f"server {says.server or 'none'} -> {target.server}", "names another server"
+    else:
+        text, reason = "certificate-authority-data: the cluster's", "trusts another CA"
+    file = File(path=target.path, content=target.content, mode=0o600)
+    yield PutFile(file=file, was=observed.sha256(target.path), text=text, reason=reason)
+
+
 def _mode(path: str, mode: int, owner: str, seen: SeenFile) -> Iterator[Action]:
     if (seen.mode, seen.owner) != (mode, owner):
         was = f"{seen.mode:04o} {seen.owner}"
@@ -179,10 +205,12 @@ def _file_text(file: File, seen: SeenFile | None) -> str:
 
 
 def _images(stage: Stage, observed: Observed) -> Iterator[Action]:
-    present = observed.images or frozenset()
+    present, reason = observed.images, "not in containerd's k8s.io namespace"
+    if present is None:
+        present, reason = frozenset(), "containerd does not answer, so what it has is not known"
     for image in stage.images:
         if image.reference not in present:
-            yield ImportImage(image=image, reason="not in containerd's k8s.io namespace")
+            yield ImportImage(image=image, reason=reason)
 
 
 def _missing_blobs(done: Iterable[Action], observed: Observed, bin_dir: str) -> tuple[Blob, ...]:
@@ -214,6 +242,8 @@ class _Inputs:
     observed: Observed
     changed: frozenset[str] = frozenset()
     """Paths whose content this plan changes."""
+    written: frozenset[str] = frozenset()
+    """Those of them that will be there afterwards."""
 
     def sha256(self, path: str) -> str:
         # A path that nobody manages, or that is decided later in the run, counts as it lies on the node.
@@ -272,10 +302,16 @@ def _units(stage: Stage, inputs: _Inputs, restarting: dict[str, str]) -> Iterato
 
 
 def _needs_daemon_reload(unit: Unit, seen: SeenUnit, inputs: _Inputs) -> bool:
-    own = (unit.path, *_dropin_prefixes(unit))
+    prefixes = _dropin_prefixes(unit)
     # A unit edited on disk keeps running as loaded until daemon-reload; NeedDaemonReload shows it
     # (org.freedesktop.systemd1(5)).
-    return seen.need_daemon_reload or any(path.startswith(own) for path in inputs.changed)
+    if seen.need_daemon_reload or any(path.startswith((unit.path, *prefixes)) for path in inputs.changed):
+        return True
+    # Of drop-ins in a folder that came after the last daemon-reload it does not know: systemd looks for them in its
+    # cache of folders. By name: the same name in /etc hides the one in /usr/lib.
+    there = {path.rpartition("/")[2] for path in inputs.observed.files if path.startswith(prefixes)}
+    loaded = {path.rpartition("/")[2] for path in seen.dropins if path.startswith(prefixes)}
+    return there != loaded
 
 
 def _unit(unit: Unit, seen: SeenUnit, inputs: _Inputs, restarting: dict[str, str]) -> Iterator[Action]:
@@ -288,6 +324,10 @@ def _unit(unit: Unit, seen: SeenUnit, inputs: _Inputs, restarting: dict[str, str
     if why := _restart_reason(seen, _digest(restart), inputs.changed & restart.keys()):
         restarting[unit.name] = unit.name
         yield RestartUnit(unit=unit, record=record, reason=why)
+        return
+    if written := inputs.written.intersection(unit.read_at_start):
+        restarting[unit.name] = unit.name
+        yield RestartUnit(unit=unit, record=record, reason=f"reads {_listed(written)} only when it starts")
         return
     if cause := next((name for name in unit.requires if name in restarting), ""):
         restarting[unit.name] = cause

@@ -18,6 +18,11 @@ def with_certificate(*, server: str, ca: bytes, user: str, cert: bytes, key: byt
     return _document(server, ca, user, {"client-certificate-data": _data(cert), "client-key-data": _data(key)})
 
 
+def with_certificate_file(*, server: str, ca: bytes, user: str, path: str) -> bytes:
+    """A kubeconfig that names a file with client certificate and key, as kubelet's own does (it rotates the file)."""
+    return _document(server, ca, user, {"client-certificate": path, "client-key": path})
+
+
 def _document(server: str, ca: bytes, user: str, credentials: dict[str, str]) -> bytes:
     cluster = {"certificate-authority-data": _data(ca), "server": server}
     document: dict[str, Any] = {

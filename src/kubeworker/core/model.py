@@ -114,14 +114,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeconfigTarget:
-    """A kubeconfig that the component itself writes (kubelet.kubeconfig): where it exists, its server and CA must
-    be these. Other values are healed in place, credentials untouched, and `unit` is restarted."""
+    """A kubeconfig that the component itself writes when it joins (kubelet.kubeconfig). From then on it must exist with
+    this server and CA; anything else in it is the component's own business.
+    """
 
     path: str
     server: str
     ca: bytes
     """PEM of the cluster's CA."""
-    unit: str
+    content: bytes = field(default=b"", repr=False)
+    """The whole file, to put where server or CA are not these; it names the credentials by path and holds none.
+    Empty until the component has written it once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +169,8 @@ class Gate:
     """`address:port` that must be listening."""
     command: tuple[str, ...] = ()
     """A command that must exit 0."""
+    otherwise: str = ""
+    """What is wrong where the command does not, for the error; empty: the command and its output."""
     timeout: int = 60
     """Seconds."""
 
@@ -180,6 +185,9 @@ class Unit:
     """Managed paths whose change needs a restart (the unit file itself and its drop-ins always do)."""
     reload_on: tuple[str, ...] = ()
     """Managed paths whose change needs `systemctl reload` only."""
+    read_at_start: tuple[str, ...] = ()
+    """Managed paths that matter at the start only and then go or change by themselves: writing one needs a restart,
+    removing it none, and they leave no trace in the start record."""
     requires: tuple[str, ...] = ()
     """Units named in Requires=: systemd restarts this one with them, and the plan says so."""
     oneshot: bool = False

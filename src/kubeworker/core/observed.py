@@ -73,6 +73,8 @@ class SeenUnit:
     main_pid: int = 0
     restarts: int = 0
     fragment: str = ""
+    dropins: tuple[str, ...] = ()
+    """Paths of the drop-ins that systemd has loaded."""
     record: StartRecord | None = None
 
 
@@ -365,6 +367,7 @@ class _Reading:
             main_pid=int(shown.get("MainPID") or 0),
             restarts=int(shown.get("NRestarts") or 0),
             fragment=shown.get("FragmentPath", ""),
+            dropins=tuple(shown.get("DropInPaths", "").split()),
             record=self.records.get(name),
         )
 

@@ -79,6 +79,7 @@ def managed_paths(stage: Stage) -> tuple[str, ...]:
     paths += [link.path for link in stage.links]
     paths += [absent.path for absent in stage.absent]
     paths += [deferred.path for deferred in stage.deferred]
+    paths += [target.path for target in stage.kubeconfigs]
     paths += [unit.path for unit in stage.units]
     return tuple(dict.fromkeys(paths))
 
@@ -317,7 +318,8 @@ def _units(units: list[str]) -> str:
         return ""
     names = shlex.join(units)
     properties = (
-        "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,NRestarts,FragmentPath"
+        "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,NRestarts,FragmentPath,"
+        "DropInPaths"
     )
     return f"""say units
 systemctl show --property={properties} -- {names}

@@ -25,6 +25,7 @@ from kubeworker.core.model import (
     Directory,
     File,
     Image,
+    KubeconfigTarget,
     Link,
     Module,
     NodeState,
@@ -33,7 +34,7 @@ from kubeworker.core.model import (
     Sysctl,
     Unit,
 )
-from kubeworker.core.observed import Observed, SeenFile
+from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile
 from kubeworker.core.probe import store_path
 
 KUBELET = b"kubelet"
@@ -205,10 +206,81 @@ def test_a_disabled_unit_is_enabled() -> None:
     assert done(node(), observed) == [("enable", "kubelet.service")]
 
 
+MINE = "/etc/systemd/system/kubelet.service.d/10-mine.conf"
+
+
 def test_a_drop_in_by_somebody_else_is_an_input() -> None:
-    path = "/etc/systemd/system/kubelet.service.d/10-mine.conf"
-    observed = with_file(after(node()), path, sha256="d" * 64)
+    observed = with_unit(with_file(after(node()), MINE, sha256="d" * 64), "kubelet.service", dropins=(MINE,))
     assert done(node(), observed) == [("restart", "kubelet.service")]
+
+
+def test_a_drop_in_that_systemd_has_not_seen_is_loaded_first() -> None:
+    observed = with_file(after(node()), MINE, sha256="d" * 64)
+    assert done(node(), observed) == [("daemon-reload", "kubelet.service"), ("restart", "kubelet.service")]
+
+
+def test_a_drop_in_that_is_gone_but_still_loaded_is_unloaded() -> None:
+    observed = with_unit(after(node()), "kubelet.service", dropins=(MINE,))
+    assert done(node(), observed) == [("daemon-reload", "kubelet.service")]
+
+
+def joining(*, token: bytes | None) -> NodeState:
+    """kubelet reads a token when it starts, and that is gone once it has joined."""
+    containerd, kubelet, nginx = node().stages
+    path = "/etc/kubernetes/bootstrap"
+    return state(
+        containerd,
+        dataclasses.replace(
+            kubelet,
+            files=(*kubelet.files, *((File(path=path, content=token),) if token else ())),
+            absent=() if token else (Absent(path=path, reason="joined"),),
+            units=tuple(dataclasses.replace(unit, read_at_start=(path,)) for unit in kubelet.units),
+        ),
+        nginx,
+    )
+
+
+def test_a_file_read_at_the_start_restarts_the_unit_when_written_and_never_when_removed() -> None:
+    first, second, joined = joining(token=b"one"), joining(token=b"two"), joining(token=None)
+    assert done(second, after(first)) == [("file", "/etc/kubernetes/bootstrap"), ("restart", "kubelet.service")]
+    assert reason(second, after(first), "restart", "kubelet.service") == "reads bootstrap only when it starts"
+    assert done(joined, after(first)) == [("remove", "/etc/kubernetes/bootstrap")]
+
+
+def joined_node(*, content: bytes = b"apiVersion: v1\n") -> NodeState:
+    path = "/etc/kubernetes/kubelet.kubeconfig"
+    target = KubeconfigTarget(path=path, server="https://127.0.0.1:8443", ca=b"CA", content=content)
+    containerd, kubelet, nginx = node().stages
+    units = tuple(dataclasses.replace(unit, read_at_start=(path,)) for unit in kubelet.units)
+    return state(containerd, dataclasses.replace(kubelet, kubeconfigs=(target,), units=units), nginx)
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        (None, "missing"),
+        (KubeletKubeconfig(server="https://other:6443", ca_data="Q0E="), "names another server"),
+        (KubeletKubeconfig(server="https://127.0.0.1:8443", ca_data="T1RIRVI="), "trusts another CA"),
+        (KubeletKubeconfig(), "names another server"),
+    ],
+)
+def test_the_kubeconfig_that_kubelet_wrote_is_healed(says: KubeletKubeconfig | None, why: str) -> None:
+    path = "/etc/kubernetes/kubelet.kubeconfig"
+    observed = after(joined_node())
+    if says is not None:
+        observed = dataclasses.replace(with_file(observed, path, mode=0o600), kubelet_kubeconfig=says)
+    assert done(joined_node(), observed) == [("file", path), ("restart", "kubelet.service")]
+    assert reason(joined_node(), observed, "file", path) == why
+
+
+def test_a_kubeconfig_with_the_right_server_and_ca_is_kubelets_own_business() -> None:
+    path = "/etc/kubernetes/kubelet.kubeconfig"
+    says = KubeletKubeconfig(server="https://127.0.0.1:8443", ca_data="Q0E=")
+    observed = dataclasses.replace(
+        with_file(after(joined_node()), path, sha256="d" * 64, mode=0o600), kubelet_kubeconfig=says
+    )
+    assert done(joined_node(), observed) == []
+    assert done(joined_node(content=b""), after(joined_node())) == []
 
 
 def test_a_drop_in_that_is_removed_reloads_the_unit_file_and_restarts() -> None:
