@@ -180,6 +180,8 @@ class _Run:
     options: Options
     uploads: asyncio.Semaphore
     results: dict[str, NodeResult] = field(default_factory=dict)
+    failed: int = 0
+    """Nodes that this execution failed on; those that were not fit to begin with say nothing of the change itself."""
 
     def going(self) -> set[str]:
         """Nodes that nothing has stopped yet."""
@@ -193,7 +195,7 @@ class _Run:
         await self._compress({blob for node in chosen for stage in node.stages for blob in stage.blobs})
         size = self.options.serial or max(len(chosen), 1)
         for start in range(0, len(chosen), size):
-            if self._failures() > self.options.max_failures:
+            if self.failed > self.options.max_failures:
                 self._skip(chosen[start:])
                 return
             await self._batch(chosen[start : start + size])
@@ -221,6 +223,7 @@ class _Run:
         )
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failed):
+                self.failed += 1
                 self._fail(name, outcome.error)
 
     async def _node(self, plan: NodePlan) -> None:
@@ -322,10 +325,11 @@ class _Run:
         """Serving certificates of nodes that joined are there, and nodes with a network plugin are Ready."""
         touched = {node.name for node in plan.nodes if node.changes} & self.going()
         joined = {node.name for node in plan.nodes if node.joining} & touched
+        rejoining = plan.objects.rejoining
         async with _patience(CERTIFICATE_SECONDS):
-            while joined - await _served(kube):
+            while await _unserved(kube, joined, rejoining):
                 await asyncio.sleep(POLL_SECONDS)
-        for name in sorted(joined - await _served(kube)):
+        for name in sorted(await _unserved(kube, joined, rejoining)):
             hint = "see why: kubeworker csr list"
             self._fail(name, ActionFailed("its serving certificate was not approved", subject=name, hint=hint))
         if self.session.cluster.cni == "none":
@@ -349,9 +353,6 @@ class _Run:
                 hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
                 self._fail(name, ActionFailed(f"not Ready after {READY_SECONDS} s: {why}", subject=name, hint=hint))
 
-    def _failures(self) -> int:
-        return sum(result.status in {"failed", "unreachable"} for result in self.results.values())
-
     def _fail(self, name: str, error: KubeworkerError) -> None:
         status: NodeOutcome = "unreachable" if isinstance(error, NodeUnreachable) else "failed"
         self.results[name] = replace(self.results[name], status=status, error=error)
@@ -359,15 +360,22 @@ class _Run:
 
     def _skip(self, nodes: Iterable[NodePlan]) -> None:
         for node in nodes:
-            text = f"not started: {self._failures()} nodes failed and max_failures is {self.options.max_failures}"
+            text = f"not started: {_nodes(self.failed)} failed, and --max-failures is {self.options.max_failures}"
             error = ActionFailed(text, subject=node.name, hint="mend them and run apply again, or --max-failures N")
             self.results[node.name] = replace(self.results[node.name], status="skipped", error=error)
             self.session.report(NodeDone(node=node.name, status="skipped", detail=text))
 
 
-async def _served(kube: Kube) -> set[str]:
-    """Nodes that a serving certificate was issued for."""
-    return {each.node for each in await kube.csrs() if each.certificate and csr.kind(each) == "serving"}
+async def _unserved(kube: Kube, names: set[str], rejoining: frozenset[str]) -> set[str]:
+    """Those of these nodes that wait for a serving certificate; one that joins again may still have a good one."""
+    requests = [each for each in await kube.csrs() if csr.kind(each) == "serving"]
+    issued = {each.node for each in requests if each.certificate}
+    waiting = {each.node for each in requests if each.pending}
+    return names & ((names - issued - rejoining) | waiting)
+
+
+def _nodes(number: int) -> str:
+    return "1 node" if number == 1 else f"{number} nodes"
 
 
 @asynccontextmanager
