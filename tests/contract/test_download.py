@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,10 +15,8 @@ from tests.contract.release_server import ReleaseServer, mirrored_path, publish_
 
 from kubeworker.core.artifact import Architecture, Artifact, Release, release_url
 from kubeworker.errors import ArtifactError, ArtifactMissing
-from kubeworker.flow import artifacts as flow
 from kubeworker.flow.events import Transfer
 from kubeworker.io.binary import host_architecture
-from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.fetch import Fetcher, Retry
 from kubeworker.lab.artifacts import control_plane
 
@@ -30,15 +27,9 @@ IMPATIENT = Retry(attempts=3, first_wait=0.01)
 
 
 @pytest.fixture(scope="session")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The CNI plugins, built by their recipe; the user's own cache spares the build where it was made before."""
-    store = BlobStore.default()
-    blobs = asyncio.run(
-        flow.resolve(
-            tmp_path_factory.mktemp("built") / "cluster.yaml", cluster(sources=["cache", "build"]), PLUGINS, store=store
-        )
-    )
-    return {name: store.path(blob).read_bytes() for name, blob in blobs.items()}
+def plugins(binaries: Path) -> dict[str, bytes]:
+    """The CNI plugins, by artifact name: small, and of one tarball."""
+    return {artifact.name: (binaries / artifact.name).read_bytes() for artifact in PLUGINS}
 
 
 @pytest.fixture
@@ -92,11 +83,11 @@ async def test_every_official_address_has_its_place_on_a_mirror(
 
 
 async def test_one_tarball_is_downloaded_once_for_all_its_artifacts(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
-    publish_all(server, PLUGINS, binaries, ARCHITECTURE)
+    publish_all(server, PLUGINS, plugins, ARCHITECTURE)
     blobs = await site.resolve(PLUGINS, sources=["download"], mirror=server.url)
-    assert {name: blob.sha256 for name, blob in blobs.items()} == {n: sha256(c) for n, c in binaries.items()}
+    assert {name: blob.sha256 for name, blob in blobs.items()} == {n: sha256(c) for n, c in plugins.items()}
     assert [each.status for each in server.requests(".tgz")] == [200]
     assert {key.kind for key in site.pins} == {"download"}
     assert not list((site.store.root / "partial").iterdir())
@@ -105,9 +96,9 @@ async def test_one_tarball_is_downloaded_once_for_all_its_artifacts(
 
 
 async def test_a_second_checkout_downloads_nothing(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes], tmp_path: Path
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes], tmp_path: Path
 ) -> None:
-    publish_all(server, PLUGINS, binaries, ARCHITECTURE)
+    publish_all(server, PLUGINS, plugins, ARCHITECTURE)
     first = await site.resolve(PLUGINS, sources=["cache", "download"], mirror=server.url)
     server.served.clear()
     checkout = Site.at(tmp_path / "checkout", store=site.store)
@@ -120,10 +111,10 @@ async def test_a_second_checkout_downloads_nothing(
 
 
 async def test_a_cut_download_goes_on_where_it_was_cut(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
     artifact, url = alone(BRIDGE)
-    content = binaries["bridge"]
+    content = plugins["bridge"]
     path = publish(server, artifact, url, content)
     server.cuts[path] = [1_000_000]
     blobs = await site.resolve([artifact], sources=["download"], mirror=server.url)
@@ -135,9 +126,9 @@ async def test_a_cut_download_goes_on_where_it_was_cut(
 
 
 async def test_the_next_run_goes_on_where_a_dead_one_was_cut(
-    server: ReleaseServer, tmp_path: Path, binaries: dict[str, bytes]
+    server: ReleaseServer, tmp_path: Path, plugins: dict[str, bytes]
 ) -> None:
-    content = binaries["bridge"]
+    content = plugins["bridge"]
     server.files["/bridge"], server.cuts["/bridge"] = content, [300_000, 200_000]
     partial = tmp_path / "partial"
     for _ in range(2):
@@ -153,18 +144,18 @@ async def test_the_next_run_goes_on_where_a_dead_one_was_cut(
 
 
 async def test_a_file_that_changed_between_two_runs_is_downloaded_whole(
-    server: ReleaseServer, tmp_path: Path, binaries: dict[str, bytes]
+    server: ReleaseServer, tmp_path: Path, plugins: dict[str, bytes]
 ) -> None:
-    server.files["/bridge"], server.cuts["/bridge"] = binaries["bridge"], [300_000]
+    server.files["/bridge"], server.cuts["/bridge"] = plugins["bridge"], [300_000]
     partial = tmp_path / "partial"
     async with Fetcher(retry=Retry(attempts=1)) as fetcher:
         with pytest.raises(ArtifactMissing):
             await fetcher.file(f"{server.url}/bridge", partial, sha256="", progress=ignore)
-        server.files["/bridge"] = binaries["loopback"]
+        server.files["/bridge"] = plugins["loopback"]
         digest = await fetcher.file(f"{server.url}/bridge", partial, sha256="", progress=ignore)
-    assert digest == sha256(binaries["loopback"])
+    assert digest == sha256(plugins["loopback"])
     assert server.served[-1].status == 200
-    assert partial.read_bytes() == binaries["loopback"]
+    assert partial.read_bytes() == plugins["loopback"]
 
 
 async def test_a_busy_server_is_asked_again(server: ReleaseServer, tmp_path: Path) -> None:
@@ -196,13 +187,13 @@ async def test_nobody_listening_is_said_with_the_address() -> None:
 
 
 async def test_a_wrong_published_hash_is_refused_and_nothing_kept_nor_another_source_asked(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes], tmp_path: Path
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes], tmp_path: Path
 ) -> None:
     artifact, url = alone(BRIDGE)
-    path = publish(server, artifact, url, binaries["bridge"])
-    published, changed = sha256(binaries["bridge"]), binaries["bridge"] + b"\0"
+    path = publish(server, artifact, url, plugins["bridge"])
+    published, changed = sha256(plugins["bridge"]), plugins["bridge"] + b"\0"
     server.files[path] = changed
-    (tmp_path / "bridge").write_bytes(binaries["bridge"])
+    (tmp_path / "bridge").write_bytes(plugins["bridge"])
     error = await error_of(site, artifact, sources=["download", "local"], mirror=server.url, local=str(tmp_path))
     assert error.subject == f"{server.url}{path}"
     assert published in error.message
@@ -213,25 +204,25 @@ async def test_a_wrong_published_hash_is_refused_and_nothing_kept_nor_another_so
 
 
 async def test_a_changed_byte_without_a_published_hash_is_refused_by_the_lock_file(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
     artifact, url = alone(BRIDGE, checksum=False)
-    path = publish(server, artifact, url, binaries["bridge"])
+    path = publish(server, artifact, url, plugins["bridge"])
     await site.resolve([artifact], sources=["cache", "download"], mirror=server.url)
-    changed = server.files[path] = binaries["bridge"] + b"\0"
+    changed = server.files[path] = plugins["bridge"] + b"\0"
     other = site.with_empty_cache()
     error = await error_of(other, artifact, sources=["cache", "download"], mirror=server.url)
-    for part in ("bridge", path, sha256(binaries["bridge"]), sha256(changed), "--update-lock"):
+    for part in ("bridge", path, sha256(plugins["bridge"]), sha256(changed), "--update-lock"):
         assert part in str(error)
     blobs = await other.resolve([artifact], sources=["cache", "download"], mirror=server.url, update_lock=True)
     assert blobs["bridge"].sha256 == sha256(changed)
 
 
 async def test_404_leaves_the_artifact_to_the_next_source(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes], tmp_path: Path
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes], tmp_path: Path
 ) -> None:
     artifact, _ = alone(BRIDGE)
-    (tmp_path / "bridge").write_bytes(binaries["bridge"])
+    (tmp_path / "bridge").write_bytes(plugins["bridge"])
     await site.resolve([artifact], sources=["download", "local"], mirror=server.url, local=str(tmp_path))
     assert [key.kind for key in site.pins] == ["local"]
 
@@ -259,31 +250,31 @@ async def test_an_error_page_with_status_200_is_refused(server: ReleaseServer, s
 
 
 async def test_an_error_page_in_place_of_the_published_hash_is_refused(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
     artifact, url = alone(BRIDGE)
-    path = publish(server, artifact, url, binaries["bridge"])
+    path = publish(server, artifact, url, plugins["bridge"])
     server.files[f"{path}.sha256"] = b"<html>please log in</html>"
     error = await error_of(site, artifact, sources=["download"], mirror=server.url)
     assert error.subject == f"{server.url}{path}.sha256"
 
 
 async def test_another_architectures_file_is_refused(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
     other: Architecture = "arm64" if ARCHITECTURE == "amd64" else "amd64"
     artifact, _ = alone(BRIDGE, checksum=False)
     (release,) = artifact.releases
-    server.publish(release_url(release.url, other, None), binaries["bridge"])
+    server.publish(release_url(release.url, other, None), plugins["bridge"])
     error = await error_of(site, artifact, architecture=other, sources=["download"], mirror=server.url)
     assert f"bridge is for {ARCHITECTURE}, {other} is needed" in error.message
 
 
 async def test_a_version_that_the_file_does_not_report_is_refused(
-    server: ReleaseServer, site: Site, binaries: dict[str, bytes]
+    server: ReleaseServer, site: Site, plugins: dict[str, bytes]
 ) -> None:
     artifact, url = alone(replace(LOOPBACK, version="1.7.2"))
-    publish(server, artifact, url, binaries["loopback"])
+    publish(server, artifact, url, plugins["loopback"])
     error = await error_of(site, artifact, sources=["download"], mirror=server.url)
     assert "loopback reports 1.7.1; 1.7.2 is asked for" in error.message
 
