@@ -174,7 +174,7 @@ ExecStart={" ".join(command)}
 Restart=always
 RestartSec=1
 TimeoutStartSec=120
-TimeoutStopSec=5
+TimeoutStopSec=2
 LimitNOFILE=65536
 
 [Install]

@@ -73,7 +73,8 @@ def up(
         off = tuple(each for each in lab.machines if machine.init_pid(lab, each) is None)
         for each in off:
             machine.clear(lab, each)
-        _check_inotify(lab, off, report)
+        if off:
+            _check_inotify(lab, off, report)
         for each in off:
             report(Note(subject=each.name, text=f"booting at {each.address}"))
             machine.boot(lab, each, base)
