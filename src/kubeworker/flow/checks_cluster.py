@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from kubeworker.core import verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.csr import NODE_USER, SERVING_SIGNER, CsrView
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.model import Check, ClusterCheck, ProxyReaches
+from kubeworker.core.model import Check, ClusterCheck, ProxyReaches, ServingCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import NAMESPACE, Run
 from kubeworker.errors import ApiError
-from kubeworker.flow.checks_http import SETTLE_SECONDS, Identity, host_port, proxy_reaches
+from kubeworker.flow.checks_http import SETTLE_SECONDS, Identity, host_port, peer_certificate, proxy_reaches
+from kubeworker.io.https import NoAnswer
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
 from kubeworker.io.pod_exec import pod_exec
@@ -110,15 +114,50 @@ def _csr(check: Check, requests: tuple[CsrView, ...]) -> Verdict:
     The API forgets issued requests after an hour, so none at all is well; whether kubelet has a serving certificate
     is seen at its port.
     """
-    serving = [csr for csr in requests if csr.signer == SERVING_SIGNER]
-    if not serving:
+    newest = _newest(requests)
+    if newest is None:
         return passed(check, "no open request")
-    newest = max(serving, key=lambda csr: (csr.created, csr.name))
     if newest.pending:
         return failed(check, f"{newest.name} waits for approval: `kubeworker csr list` says why")
     if not newest.certificate:
         return failed(check, f"{newest.name} is {newest.state} and has no certificate")
     return passed(check, f"{newest.name} {newest.state}")
+
+
+def _newest(requests: Iterable[CsrView]) -> CsrView | None:
+    """The serving request that was made last."""
+    serving = (csr for csr in requests if csr.signer == SERVING_SIGNER)
+    return max(serving, key=lambda csr: (csr.created, csr.name), default=None)
+
+
+async def serving_certificate(
+    check: ServingCertificate, spec: NodeSpec, node: Node, identity: Identity, shared: Shared[ClusterView]
+) -> Verdict:
+    """The verdict on the certificate that kubelet shows; asked again for a moment: it may just have got a new one."""
+    end = asyncio.get_running_loop().time() + SETTLE_SECONDS
+    while True:
+        shown = await peer_certificate(node, spec.address, check.port, identity)
+        verdict = judge_shown(check, spec, shown, (await shared.get()).csrs)
+        if verdict.status == "passed" or asyncio.get_running_loop().time() + 1 > end:
+            return verdict
+        await asyncio.sleep(1)
+
+
+def judge_shown(
+    check: ServingCertificate, node: NodeSpec, shown: bytes | NoAnswer, requests: Iterable[CsrView]
+) -> Verdict:
+    """The verdict on a certificate (DER) that was shown. What was issued long ago, the API has forgotten."""
+    place = host_port(node.address, check.port)
+    if isinstance(shown, NoAnswer):
+        return failed(check, f"{place}: {shown.reason}")
+    issued = _newest(csr for csr in requests if csr.username == NODE_USER + node.name and csr.certificate)
+    if issued is None:
+        return passed(check, f"{place} shows a certificate of the cluster's CA")
+    if x509.load_pem_x509_certificate(issued.certificate).public_bytes(serialization.Encoding.DER) != shown:
+        return failed(
+            check, f"{place} shows another certificate than {issued.name}, the last one issued to {node.name}"
+        )
+    return passed(check, f"{place} shows {issued.name}'s")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -149,7 +188,7 @@ async def of_pod(
         return tuple([await _pod_verdict(check, kube, run, name, trouble) for check in checks])
     finally:
         # Best effort here, so that a large fleet's pods don't pile up; the end of the run makes sure.
-        await _quietly(kube.delete("Pod", name, namespace=NAMESPACE))
+        await _quietly(kube.delete("Pod", name, namespace=NAMESPACE, grace_seconds=0))
 
 
 async def _started(kube: Kube, run: Run, node: NodeSpec, image: str) -> str:

@@ -81,7 +81,7 @@ async def granted(kube: Kube | ApiError, run: Run, trust: ssl.SSLContext) -> Asy
         yield Access(anonymous=anonymous, missing=kube.message)
         return
     try:
-        await _remove_stale(kube)
+        await remove_stale(kube, now=datetime.now(UTC))
         yield await _access(kube, run, anonymous)
     finally:
         await _shielded(_remove(kube, run))
@@ -134,32 +134,25 @@ async def _await_rights(kube: Kube, run: Run) -> None:
         await asyncio.sleep(0.1)
 
 
-async def _remove_stale(kube: Kube) -> None:
+async def remove_stale(kube: Kube, *, now: datetime) -> None:
     """Remove what a killed run left. A failure to do so is no reason not to verify."""
-    now = datetime.now(UTC)
     try:
         for kind in KINDS:
             stale = [each for each in await _found(kube, kind, LABELS) if verify_objects.is_stale(each, now)]
-            await fan_out(_names(stale), partial(_delete, kube, kind, grace=0), limit=_LIMIT)
+            await fan_out(_names(stale), partial(delete, kube, kind), limit=_LIMIT)
     except ApiError:
         return
 
 
 async def _remove(kube: Kube, run: Run) -> None:
-    """Remove what this run made: pods are given their second to end, then are taken off the API."""
+    """Remove what this run made."""
     for kind in KINDS:
-        names = _names(await _found(kube, kind, run.labels))
-        await fan_out(names, partial(_remove_one, kube, kind), limit=_LIMIT)
+        await fan_out(_names(await _found(kube, kind, run.labels)), partial(delete, kube, kind), limit=_LIMIT)
 
 
-async def _remove_one(kube: Kube, kind: str, name: str) -> None:
-    await _delete(kube, kind, name)
-    if kind == "Pod" and not await kube.wait_gone(kind, name, namespace=NAMESPACE, timeout=4):
-        await _delete(kube, kind, name, grace=0)
-
-
-async def _delete(kube: Kube, kind: str, name: str, *, grace: int | None = None) -> None:
-    await kube.delete(kind, name, namespace=_namespace(kind), grace_seconds=grace if kind == "Pod" else None)
+async def delete(kube: Kube, kind: str, name: str) -> None:
+    """Remove one object at once. A pod of ours holds nothing: its kubelet ends the container when it sees it gone."""
+    await kube.delete(kind, name, namespace=_namespace(kind), grace_seconds=0 if kind == "Pod" else None)
 
 
 async def _found(kube: Kube, kind: str, labels: dict[str, str]) -> tuple[Document, ...]:
