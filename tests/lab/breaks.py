@@ -170,6 +170,10 @@ RULES = (
     '{"apiGroups":[""],"resources":["nodes/proxy","nodes/log","nodes/stats"],"verbs":["*"]}]'
 )
 
+REQUEST_SERVING_CERT = (
+    "kubectl create -f $TMP/csr.yaml --as=system:node:$NODE --as-group=system:nodes --as-group=system:authenticated"
+)
+
 BREAKS = (
     disabled("kube_nginx.unit", "kube-nginx"),
     listens_too("kube_nginx.listen", "$ADDRESS", 8443),
@@ -238,6 +242,13 @@ BREAKS = (
     mode("kubelet.serving_cert_mode", "/etc/kubernetes/cert/kubelet-server-current.pem", "604", "600"),
     other_certificate("kubelet.client_cert", "kubelet-client-current.pem"),
     other_certificate("kubelet.serving_cert", "kubelet-server-current.pem"),
+    Break(
+        id="kubelet.serving_cert_in_use",
+        control="node",
+        broken=f"{REQUEST_SERVING_CERT}; kubectl certificate approve kw-break-$NODE;"
+        "kubectl wait --for=jsonpath='{.status.certificate}' csr/kw-break-$NODE --timeout=20s",
+        heal="kubectl delete csr kw-break-$NODE",
+    ),
     # The API server reaches a kubelet by the address that is registered.
     claimed(
         "node.registered",
@@ -260,8 +271,7 @@ BREAKS = (
     Break(
         id="node.csr",
         control="node",
-        broken="kubectl create -f $TMP/csr.yaml --as=system:node:$NODE --as-group=system:nodes "
-        "--as-group=system:authenticated",
+        broken=REQUEST_SERVING_CERT,
         heal="kubectl delete csr kw-break-$NODE",
     ),
     Break(
@@ -323,6 +333,7 @@ BREAKS = (
             "kubelet.token",
             "kubelet.token_forbidden",
             "kubelet.cadvisor",
+            "kubelet.serving_cert_in_use",
             *POD,
         ),
         slow=True,

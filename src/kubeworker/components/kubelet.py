@@ -36,6 +36,7 @@ from kubeworker.core.model import (
     Listening,
     PortClosed,
     RequirePort,
+    ServingCertificate,
     Stage,
     Unit,
     UnitActive,
@@ -430,6 +431,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         # No days in hand are asked for: kubelet renews both itself, and a cluster may sign for hours only.
         Certificate(id="kubelet.client_cert", path=f"{CERT_DIR}/kubelet-client-current.pem", common_name=user),
         Certificate(id="kubelet.serving_cert", path=f"{CERT_DIR}/kubelet-server-current.pem", common_name=user),
+        ServingCertificate(id="kubelet.serving_cert_in_use", port=int(document.get("port", 10250))),
         *(
             ClusterCheck(id=check_id)
             for check_id in (

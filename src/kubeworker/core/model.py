@@ -376,6 +376,14 @@ class ProxyReaches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServingCertificate:
+    """What this port of the node shows over TLS is the certificate that the cluster issued for it last."""
+
+    id: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
@@ -383,7 +391,16 @@ class ClusterCheck:
 
 
 Check: TypeAlias = (
-    UnitActive | Listening | PortClosed | FileMode | Certificate | NodeCommand | Http | ProxyReaches | ClusterCheck
+    UnitActive
+    | Listening
+    | PortClosed
+    | FileMode
+    | Certificate
+    | NodeCommand
+    | Http
+    | ProxyReaches
+    | ServingCertificate
+    | ClusterCheck
 )
 
 

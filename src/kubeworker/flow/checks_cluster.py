@@ -155,7 +155,7 @@ def judge_shown(
         return passed(check, f"{place} shows a certificate of the cluster's CA")
     if x509.load_pem_x509_certificate(issued.certificate).public_bytes(serialization.Encoding.DER) != shown:
         return failed(
-            check, f"{place} shows another certificate than {issued.name}, the last one issued to {node.name}"
+            check, f"{place} shows another certificate than {issued.name}, the newest of {node.name}"
         )
     return passed(check, f"{place} shows {issued.name}'s")
 

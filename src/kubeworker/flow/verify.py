@@ -19,7 +19,7 @@ from cryptography import x509
 from kubeworker.core import check_script, desired
 from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
-from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches
+from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches, ServingCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import Run, default_image
 from kubeworker.errors import ApiError, NodeUnreachable, SpecError
@@ -195,6 +195,8 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_http, session, check)
             case ProxyReaches():
                 yield (check,), partial(_reaches, session, check)
+            case ServingCertificate():
+                yield (check,), partial(_serving, session, spec, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
             case ClusterCheck() if check not in pods:
@@ -222,6 +224,11 @@ async def _http(session: _Session, check: Http, node: Node) -> tuple[Verdict, ..
 
 async def _reaches(session: _Session, check: ProxyReaches, node: Node) -> tuple[Verdict, ...]:
     return (await checks_http.proxy_reaches(check, node, session.access.anonymous),)
+
+
+async def _serving(session: _Session, spec: NodeSpec, check: ServingCertificate, node: Node) -> tuple[Verdict, ...]:
+    identity = session.access.anonymous
+    return (await checks_cluster.serving_certificate(check, spec, node, identity, session.view),)
 
 
 async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[Verdict, ...]:
