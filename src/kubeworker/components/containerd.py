@@ -190,6 +190,13 @@ def _stage(context: Context[Config]) -> Stage:
                 inputs=(f"{bin_dir}/containerd", _CONFIG),
                 hint="components.containerd.config is merged over this file",
             ),
+            ConfigCheck(
+                name="containers stay known",
+                command=("sh", "-c", _MOVED, "containerd-moved", _CONFIG, f"{{{_CONFIG}}}"),
+                inputs=(_CONFIG,),
+                hint="drain the node, stop kubelet and remove what is left (crictl rmp -fa); "
+                "or keep the old directories: components.containerd.config: {state: ..., root: ...}",
+            ),
         ),
         units=(
             Unit(
@@ -206,6 +213,26 @@ def _stage(context: Context[Config]) -> Stage:
             for reference in archive.references
         ),
     )
+
+
+# containerd knows nothing of the containers in another state or root directory: they would run on beside the copies
+# that kubelet starts of them (seen on a real node).
+_MOVED = r"""
+setting() {
+  found=$(sed -n "/^ *\[/q; s/^ *$1 *= *[\"']\(.*\)[\"'].*/\1/p" "$2") || exit 1
+  echo "${found:-$3}"
+}
+live=$1 new=$2
+[ -e "$live" ] || exit 0
+was_state=$(setting state "$live" /run/containerd) was_root=$(setting root "$live" /var/lib/containerd)
+state=$(setting state "$new" /run/containerd) root=$(setting root "$new" /var/lib/containerd)
+[ "$was_state $was_root" != "$state $root" ] || exit 0
+set -- "$was_state"/io.containerd.runtime.v2.task/*/*
+[ -e "$1" ] || exit 0
+echo "containerd would lose sight of the node's $# containers:" \
+  "state $was_state, root $was_root -> state $state, root $root"
+exit 1
+"""
 
 
 def _directories(context: Context[Config]) -> tuple[Directory, ...]:

@@ -1,6 +1,8 @@
 """The container runtime and what lies beside it."""
 
+import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +157,44 @@ def test_directories_have_the_modes_that_containerd_gives_them() -> None:
     assert modes["/data/k8s/containerd/root"] == 0o711
     assert modes["/data/k8s/containerd/state"] == 0o711
     assert modes["/etc/containerd/certs.d/docker.io"] == 0o755
+
+
+def moved(folder: Path, live: str | None, new: str) -> tuple[int, str]:
+    """What the check says of a node whose file was `live` and is to be `new`; DIR stands for the folder."""
+    (check,) = (each for each in stage(cluster(), "containerd").config_checks if each.name == "containers stay known")
+    for name, content in (("live", live), ("new", new)):
+        if content is not None:
+            (folder / name).write_text(content.replace("DIR", str(folder)))
+    assert check.command[-2:] == (CONFIG, f"{{{CONFIG}}}")
+    command = [*check.command[:-2], str(folder / "live"), str(folder / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+OLD = 'version = 3\nroot = "DIR/root"\n  state = "DIR/old"\n\n[plugins.x]\nstate = "DIR/other"\n'
+NEW = OLD.replace("DIR/old", "DIR/new")
+
+
+@pytest.mark.parametrize(
+    "new", [NEW, OLD.replace("DIR/root", "/elsewhere"), "version = 3\n"], ids=["state", "root", "both"]
+)
+def test_containers_are_not_left_behind_in_an_old_directory(tmp_path: Path, new: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "old/io.containerd.runtime.v2.task/k8s.io" / name).mkdir(parents=True)
+    status, said = moved(tmp_path, OLD, new)
+    assert status == 1
+    assert f"the node's 2 containers: state {tmp_path}/old, root" in said
+
+
+def test_the_directory_may_change_where_no_container_is(tmp_path: Path) -> None:
+    (tmp_path / "old/io.containerd.runtime.v2.task/k8s.io").mkdir(parents=True)
+    assert moved(tmp_path, OLD, NEW) == (0, "")
+    assert moved(tmp_path, None, NEW) == (0, "")
+
+
+def test_other_settings_may_change_while_containers_run(tmp_path: Path) -> None:
+    (tmp_path / "old/io.containerd.runtime.v2.task/k8s.io/a").mkdir(parents=True)
+    assert moved(tmp_path, OLD, OLD + "level = 1\n") == (0, "")
 
 
 def test_a_setting_that_toml_cant_say_is_refused() -> None:
