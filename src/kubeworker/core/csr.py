@@ -11,7 +11,7 @@ import base64
 import binascii
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -31,6 +31,9 @@ BOOTSTRAP_USER = "system:bootstrap:"
 BOOTSTRAP_GROUP = "system:bootstrappers"
 MAX_SECONDS = 367 * 24 * 3600
 """Longest lifetime that may be asked for, in seconds: a year and a day of grace (postfinance's cap)."""
+
+Keys: TypeAlias = Mapping[str, Sequence[str]]
+"""By node, ids of public keys (`public_key_id`), the newest last."""
 
 _EXTENSION_REQUEST = x509.ObjectIdentifier("1.2.840.113549.1.9.14")
 
@@ -149,10 +152,10 @@ def request_key(csr: CsrView) -> str:
     return public_key_id(_parsed(csr.request))
 
 
-def issued_keys(csrs: Iterable[CsrView]) -> dict[str, frozenset[str]]:
-    """Public keys that kubelet certificates were issued for, and the nodes that they name."""
-    keys: dict[str, frozenset[str]] = {}
-    for csr in csrs:
+def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
+    """By node, public keys that kubelet certificates were issued for, the newest last."""
+    keys: dict[str, tuple[str, ...]] = {}
+    for csr in sorted(csrs, key=lambda csr: (csr.created, csr.name)):
         if not csr.certificate or csr.signer not in {SERVING_SIGNER, CLIENT_SIGNER}:
             continue
         try:
@@ -160,10 +163,27 @@ def issued_keys(csrs: Iterable[CsrView]) -> dict[str, frozenset[str]]:
         except ValueError:
             continue
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        owners = {str(name.value).removeprefix(NODE_USER) for name in names}
-        key = public_key_id(certificate)
-        keys[key] = keys.get(key, frozenset()) | owners
+        for name in names:
+            owner = str(name.value).removeprefix(NODE_USER)
+            keys = joined_keys(keys, {owner: (public_key_id(certificate),)})
     return keys
+
+
+def joined_keys(known: Keys, more: Keys) -> dict[str, tuple[str, ...]]:
+    """Both; a key that was known already keeps its place."""
+    return {
+        node: tuple(dict.fromkeys((*known.get(node, ()), *more.get(node, ()))))
+        for node in dict.fromkeys((*known, *more))
+    }
+
+
+def owners(keys: Keys) -> dict[str, frozenset[str]]:
+    """Nodes by key."""
+    found: dict[str, frozenset[str]] = {}
+    for node, several in keys.items():
+        for key in several:
+            found[key] = found.get(key, frozenset()) | {node}
+    return found
 
 
 Kind: TypeAlias = Literal["serving", "client", "other"]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from kubeworker.core import csr
 from kubeworker.core.bootstrap_token import BootstrapToken
@@ -22,8 +22,6 @@ WATCH_SECONDS = 2.0
 """Between two looks of `csr approve --watch`."""
 PATIENCE_SECONDS = 3.0
 """A broken rule is reported when it has stood this long: a serving request may be a moment older than its Node."""
-
-Keys: TypeAlias = Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,7 @@ async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:
     )
     known = Knowledge(
         inventory=csr.inventory(cluster),
-        issued_keys=_joined(remembered, csr.issued_keys(requests)),
+        issued_keys=csr.owners(csr.joined_keys(remembered, csr.issued_keys(requests))),
         node_addresses=_addresses(nodes),
         tokens={token.id: token.node for token in tokens},
     )
@@ -125,7 +123,7 @@ class Desk:
     nodes: Collection[str] | None
     """Only requests of these nodes matter; None: of all nodes."""
     rejoining: frozenset[str] = frozenset()
-    _keys: dict[str, frozenset[str]] | None = None
+    _keys: dict[str, tuple[str, ...]] | None = None
     _waiting: dict[tuple[str, str], float] = field(default_factory=dict)
     """When (request, broken rule) was first seen; infinity once reported."""
     _said: set[str] = field(default_factory=set)
@@ -180,7 +178,7 @@ class Desk:
     def _knowledge(self, tokens: Collection[BootstrapToken], present: Mapping[str, NodeStatus]) -> Knowledge:
         return Knowledge(
             inventory=self.inventory,
-            issued_keys=self._keys or {},
+            issued_keys=csr.owners(self._keys or {}),
             node_addresses=_addresses(present.values()),
             tokens={token.id: token.node for token in tokens},
             rejoining=self.rejoining,
@@ -192,15 +190,15 @@ class Desk:
         except (ApiConflict, ApiNotFound):
             return False  # decided or deleted meanwhile: the next look sees it as it is
         self._decision(request, "approved")
-        await self._learn({csr.request_key(request): frozenset({request.node})})
+        await self._learn({request.node: (csr.request_key(request),)})
         return True
 
-    async def _learn(self, keys: Keys) -> None:
+    async def _learn(self, keys: csr.Keys) -> None:
         """Keep what is new, here and in the cluster's record."""
         if self._keys is None:
             self._keys = await self.kube.known_keys()
-        merged = _joined(self._keys, keys)
-        new = {key: nodes for key, nodes in merged.items() if self._keys.get(key) != nodes}
+        merged = csr.joined_keys(self._keys, keys)
+        new = {node: several for node, several in merged.items() if self._keys.get(node) != several}
         if new:
             self._keys = merged
             await self.kube.remember_keys(new)
@@ -213,7 +211,3 @@ class Desk:
 
 def _addresses(nodes: Iterable[NodeStatus]) -> dict[str, frozenset[str]]:
     return {node.name: frozenset(address for _, address in node.addresses) for node in nodes}
-
-
-def _joined(one: Keys, other: Keys) -> dict[str, frozenset[str]]:
-    return {key: one.get(key, frozenset()) | other.get(key, frozenset()) for key in (*one, *other)}

@@ -40,7 +40,9 @@ REQUEST_SECONDS = 15.0
 FEW = 5
 """Up to so many Nodes are asked for one by one."""
 KEYS_RECORD = "kubeworker-issued-keys"
-"""ConfigMap in kube-system: node by SHA-256 of each public key that a kubelet certificate was issued for."""
+"""ConfigMap in kube-system: by node, the ids of the public keys that certificates were last issued for."""
+KEYS_KEPT = 4
+"""Of each node: client and serving, before and after a renewal. So the record of 3000 nodes fits in one ConfigMap."""
 
 Value = TypeVar("Value")
 
@@ -292,18 +294,18 @@ class Kube:
             again=False,
         )
 
-    async def known_keys(self) -> dict[str, frozenset[str]]:
-        """Public keys (ids) of kubelets and the nodes that they were issued to, as remembered in the cluster.
+    async def known_keys(self) -> dict[str, tuple[str, ...]]:
+        """By node, ids of the public keys that were issued to it, the newest last, as remembered in the cluster.
 
         kube-controller-manager removes an issued request after an hour; this record stays.
         """
         found = await self.get("ConfigMap", KEYS_RECORD, namespace="kube-system")
         data = (found or {}).get("data") or {}
-        return {key: frozenset(nodes.split(",")) for key, nodes in data.items()}
+        return {node: tuple(keys.split(",")) for node, keys in data.items()}
 
-    async def remember_keys(self, keys: Mapping[str, frozenset[str]]) -> None:
-        """Add to the record that `known_keys` reads."""
-        data = {key: ",".join(sorted(nodes)) for key, nodes in keys.items()}
+    async def remember_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
+        """Replace what `known_keys` tells of these nodes; the last KEYS_KEPT of each are kept."""
+        data = {node: ",".join(several[-KEYS_KEPT:]) for node, several in keys.items()}
         metadata = {"name": KEYS_RECORD, "namespace": "kube-system"}
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
         await self.carry_out(ObjectAction(verb="patch", document=document, reason="keys issued to kubelets"))

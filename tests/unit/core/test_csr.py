@@ -30,7 +30,7 @@ INVENTORY = Inventory(
     service_cidr=ip_network("10.254.0.0/16"),
 )
 
-P256 = ec.generate_private_key(ec.SECP256R1())
+P256, P384 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
 RSA_1024, RSA_2048 = (rsa.generate_private_key(public_exponent=65537, key_size=bits) for bits in (1024, 2048))
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
@@ -259,7 +259,7 @@ def test_a_client_request_that_breaks_one_rule_stays_pending(case: Case) -> None
         ({"sans": OWN_SANS[:1]}, {}),
         ({"sans": OWN_SANS[1:]}, {}),
         ({"key": RSA_2048}, {"usages": ("key encipherment", "digital signature", "server auth")}),
-        ({"key": ec.generate_private_key(ec.SECP384R1())}, {}),
+        ({"key": P384}, {}),
         ({"key": ed25519.Ed25519PrivateKey.generate()}, {}),
         ({}, {"expiration_seconds": csr.MAX_SECONDS}),
         ({"names": tuple(reversed(subject()))}, {}),
@@ -354,7 +354,17 @@ def test_the_keys_of_issued_kubelet_certificates_are_known_by_node() -> None:
     theirs = replace(CLIENT, certificate=certificate(f"system:node:{OTHER}", P256))
     foreign = replace(SERVING, signer="example.com/signer", certificate=certificate("system:node:x", P256))
     unreadable = replace(SERVING, certificate=b"nonsense")
-    assert csr.issued_keys([mine, theirs, foreign, unreadable, SERVING]) == {OWN_KEY: frozenset({NODE, OTHER})}
+    keys = csr.issued_keys([mine, theirs, foreign, unreadable, SERVING])
+    assert keys == {NODE: (OWN_KEY,), OTHER: (OWN_KEY,)}
+    assert csr.owners(keys) == {OWN_KEY: frozenset({NODE, OTHER})}
+
+
+def test_the_newest_key_of_a_node_comes_last() -> None:
+    newer = replace(SERVING, created="2", certificate=certificate(f"system:node:{NODE}", P256))
+    older = replace(SERVING, created="1", certificate=certificate(f"system:node:{NODE}", P384))
+    keys = csr.issued_keys([newer, older])
+    assert keys == {NODE: (csr.public_key_id(x509.load_pem_x509_certificate(older.certificate)), OWN_KEY)}
+    assert csr.joined_keys(keys, {NODE: (OWN_KEY, "new"), OTHER: ("x",)}) == {NODE: (*keys[NODE], "new"), OTHER: ("x",)}
 
 
 @pytest.mark.parametrize(
