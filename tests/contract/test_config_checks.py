@@ -171,7 +171,7 @@ def test_a_broken_nginx_config_fails(site: Site, old: str, new: str) -> None:
 def test_every_check_is_tried_here(site: Site) -> None:
     names = {check.name for stage in site.state(site.spec()).stages for check in stage.config_checks}
     # The last one is no program's own; tests/unit/components/test_containerd.py has it.
-    assert names == {*CHECKS, "kube-nginx -v", "kube-nginx -t", "containers stay known"}
+    assert names == {*CHECKS, "kube-nginx -v", "kube-nginx -t", "check of running containers"}
 
 
 def test_kubelets_check_starts_nothing(site: Site) -> None:

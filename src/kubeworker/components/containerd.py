@@ -191,7 +191,7 @@ def _stage(context: Context[Config]) -> Stage:
                 hint="components.containerd.config is merged over this file",
             ),
             ConfigCheck(
-                name="containers stay known",
+                name="check of running containers",
                 command=("sh", "-c", _MOVED, "containerd-moved", _CONFIG, f"{{{_CONFIG}}}"),
                 inputs=(_CONFIG,),
                 hint="drain the node, stop kubelet and remove what is left (crictl rmp -fa); "

@@ -161,7 +161,9 @@ def test_directories_have_the_modes_that_containerd_gives_them() -> None:
 
 def moved(folder: Path, live: str | None, new: str) -> tuple[int, str]:
     """What the check says of a node whose file was `live` and is to be `new`; DIR stands for the folder."""
-    (check,) = (each for each in stage(cluster(), "containerd").config_checks if each.name == "containers stay known")
+    (check,) = (
+        each for each in stage(cluster(), "containerd").config_checks if each.name == "check of running containers"
+    )
     for name, content in (("live", live), ("new", new)):
         if content is not None:
             (folder / name).write_text(content.replace("DIR", str(folder)))

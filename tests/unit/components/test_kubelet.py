@@ -168,8 +168,9 @@ def test_one_changed_setting_restarts_kubelet_alone() -> None:
     assert reloaded(before, after) == set()
 
 
-def test_joining_and_its_token_restart_nothing() -> None:
-    """The bootstrap kubeconfig comes, changes and goes without a restart."""
+def test_the_token_is_no_input_of_a_running_kubelet() -> None:
+    """It is read at the start alone: a kubelet that has joined is not restarted when its token changes or goes."""
+    assert BOOTSTRAP in units(state(cluster()))["kubelet.service"].read_at_start
     with_token = state(cluster())
     other = state(cluster(), credentials=replace(CREDENTIALS, bootstrap_token="ghijkl.0123456789abcdef"))
     joined = state(cluster(), facts=Facts(joined=True))
