@@ -154,9 +154,7 @@ def judge_shown(
     if issued is None:
         return passed(check, f"{place} shows a certificate of the cluster's CA")
     if x509.load_pem_x509_certificate(issued.certificate).public_bytes(serialization.Encoding.DER) != shown:
-        return failed(
-            check, f"{place} shows another certificate than {issued.name}, the newest of {node.name}"
-        )
+        return failed(check, f"{place} shows another certificate than {issued.name}, the newest of {node.name}")
     return passed(check, f"{place} shows {issued.name}'s")
 
 

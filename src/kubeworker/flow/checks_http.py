@@ -29,19 +29,21 @@ class Identity:
     authorization: str = field(default="", repr=False)
 
 
-async def http(check: Http, node: Node, identities: Sequence[Identity]) -> Verdict:
-    """The verdict of an Http check.
+async def http(check: Http, node: Node, identities: Sequence[Identity], *, settle: float = SETTLE_SECONDS) -> Verdict:
+    """The verdict of an Http check, asked again for `settle` seconds while the answer is wrong.
 
     Further identities are spares with the same rights: kubelet remembers a refusal for half a minute, so a second
     try as the same user would only hear the first one's answer.
     """
-    return await _settled(check, node, check.url, identities, lambda answer: _http_fault(check, answer))
+    return await _settled(check, node, check.url, identities, lambda answer: _http_fault(check, answer), settle)
 
 
-async def proxy_reaches(check: ProxyReaches, node: Node, identity: Identity) -> Verdict:
+async def proxy_reaches(
+    check: ProxyReaches, node: Node, identity: Identity, *, settle: float = SETTLE_SECONDS
+) -> Verdict:
     """The verdict of a ProxyReaches check: the apiserver answers, seen from the node, with the address's own name."""
     url = f"https://{check.apiserver}/readyz"
-    return await _settled(check, node, url, (identity,), lambda answer: _readyz_fault(check.apiserver, answer))
+    return await _settled(check, node, url, (identity,), lambda answer: _readyz_fault(check.apiserver, answer), settle)
 
 
 async def peer_certificate(node: Node, address: str, port: int, identity: Identity) -> bytes | NoAnswer:
@@ -61,8 +63,9 @@ async def _settled(
     url: str,
     identities: Sequence[Identity],
     fault: Callable[[Answer | NoAnswer], str],
+    settle: float,
 ) -> Verdict:
-    end = asyncio.get_running_loop().time() + SETTLE_SECONDS
+    end = asyncio.get_running_loop().time() + settle
     for identity in itertools.cycle(identities):
         answer = await _ask(node, url, identity)
         found = fault(answer)
