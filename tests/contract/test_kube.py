@@ -353,6 +353,21 @@ async def test_a_cancelled_run_takes_its_tokens_back(control_plane: ControlPlane
     assert await kube.tokens() == ()
 
 
+async def test_tokens_of_a_long_run_do_not_expire_under_it(control_plane: ControlPlane, kube: Kube) -> None:
+    cluster, events = cluster_of(control_plane, W1), list[Event]()
+    plan = decide(await read_cluster(kube, cluster), cluster, [W1.name], datetime.now(UTC) - timedelta(minutes=9))
+    async with approving(kube, cluster, plan, events):
+        await asyncio.sleep(0.2)  # the run begins before its tokens are made
+        await apply_cluster(kube, plan.actions, events.append)
+        await until(lambda: lives_until(kube, datetime.now(UTC) + timedelta(minutes=15)))
+    assert await kube.tokens() == ()
+    assert not [each for each in events if isinstance(each, Warning_)]
+
+
+async def lives_until(kube: Kube, moment: datetime) -> bool:
+    return all(token.expires > moment for token in await kube.tokens())
+
+
 async def test_a_token_that_could_not_be_taken_back_is_named(
     control_plane: ControlPlane, kube: Kube, doomed: Doomed, tmp_path: Path
 ) -> None:

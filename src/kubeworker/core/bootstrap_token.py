@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ MANAGER = "kubeworker"
 NODE_ANNOTATION = "kubeworker.io/node"
 MINIMUM = timedelta(minutes=10)
 """A token found with less time left than this is replaced, not used again."""
+RENEWED = timedelta(minutes=20)
+"""What a token that a long run still needs is given, once little more than MINIMUM is left."""
 RANDOM_BYTES = 22
 """Bytes of randomness that one token takes: 6 for the id, 16 for the secret."""
 
@@ -77,7 +79,7 @@ def document(token: BootstrapToken, *, profile: Literal["default", "guide"] = "d
     data = {
         "token-id": token.id,
         "token-secret": token.secret,
-        "expiration": token.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "expiration": _time(token.expires),
         "usage-bootstrap-authentication": "true",
         "auth-extra-groups": extra_group(token.node),
         "description": f"kubelet-bootstrap-token of {token.node}, made by {MANAGER}",
@@ -85,17 +87,31 @@ def document(token: BootstrapToken, *, profile: Literal["default", "guide"] = "d
     if profile == "guide":
         data["usage-bootstrap-signing"] = "true"
     return {
-        "apiVersion": "v1",
-        "kind": "Secret",
+        **reference(token),
         "type": "bootstrap.kubernetes.io/token",
         "metadata": {
-            "name": token.secret_name,
-            "namespace": NAMESPACE,
+            **reference(token)["metadata"],
             "labels": {LABEL: MANAGER},
             "annotations": {NODE_ANNOTATION: token.node},
         },
-        "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
+        "data": {key: _encoded(value) for key, value in data.items()},
     }
+
+
+def reference(token: BootstrapToken) -> dict[str, Any]:
+    """The token's Secret by kind and name alone: enough to delete or to patch it."""
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": token.secret_name, "namespace": NAMESPACE}}
+
+
+def renewed(token: BootstrapToken, now: datetime) -> BootstrapToken | None:
+    """The same token with a later end; None while it needs none. A later round of a run finds it good for use."""
+    left = token.expires - now
+    return replace(token, expires=now + RENEWED) if left < MINIMUM + timedelta(minutes=2) else None
+
+
+def expiration_patch(token: BootstrapToken) -> dict[str, Any]:
+    """A merge patch that moves the end of the token in the cluster to that of this value."""
+    return {**reference(token), "data": {"expiration": _encoded(_time(token.expires))}}
 
 
 def found(secret: Mapping[str, Any]) -> BootstrapToken | None:
@@ -131,3 +147,11 @@ def plan(joining: Iterable[str], tokens: Iterable[BootstrapToken], now: datetime
         create=tuple(node for node in wanted if node not in reuse),
         delete=tuple(delete),
     )
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -109,7 +109,7 @@ def token_actions(
     deletions = (
         ObjectAction(
             verb="delete",
-            document=_secret_name(token),
+            document=bootstrap_token.reference(token),
             reason=f"left over from an earlier run; it was {token.node}'s",
         )
         for token in tokens.delete
@@ -124,11 +124,6 @@ def token_actions(
         for token in created
     )
     return (*deletions, *creations)
-
-
-def delete_token(token: BootstrapToken, reason: str) -> ObjectAction:
-    """Take a token back."""
-    return ObjectAction(verb="delete", document=_secret_name(token), reason=reason)
 
 
 def granting_bindings(
@@ -304,11 +299,6 @@ def _taint(text: str) -> dict[str, str]:
     left, _, effect = text.rpartition(":")
     key, _, value = left.partition("=")
     return {"key": key, "effect": effect} | ({"value": value} if value else {})
-
-
-def _secret_name(token: BootstrapToken) -> dict[str, Any]:
-    metadata = {"name": token.secret_name, "namespace": bootstrap_token.NAMESPACE}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
 
 
 def _diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kubeworker.components import kubelet
@@ -17,7 +17,7 @@ from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.csr import Inventory
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiError
+from kubeworker.errors import ApiError, ApiNotFound
 from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.io.kube import Kube
@@ -175,7 +175,7 @@ async def approve_while(
     """Approve the certificates of these nodes by the rules until the event is set; then take all tokens back.
 
     Runs beside the nodes' stages. It never raises for the API's sake: a stage that waits for a certificate in vain
-    fails by itself, and here is said why. Tokens are deleted on cancellation too.
+    fails by itself, and here is said why. Tokens live as long as the run, and are deleted on cancellation too.
     """
     desk = Desk(kube=kube, inventory=inventory, report=report, nodes=frozenset(nodes), rejoining=frozenset(rejoining))
     left = list(tokens)
@@ -188,6 +188,7 @@ async def approve_while(
                     left.remove(token)
             if ending:
                 return
+            left = [await _kept_alive(kube, token, desk) for token in left]
             await _pause(until)
     finally:
         for token in left:
@@ -206,6 +207,21 @@ def _joined(tokens: Iterable[BootstrapToken], seen: Seen, rejoining: Collection[
         for token in tokens
         if csr.BOOTSTRAP_USER + token.id in issued and token.node in seen.nodes and token.node not in rejoining
     )
+
+
+async def _kept_alive(kube: Kube, token: BootstrapToken, desk: Desk) -> BootstrapToken:
+    """The token, with a later end where it nears it: a run over many nodes may take longer than a token lives."""
+    longer = bootstrap_token.renewed(token, datetime.now(UTC))
+    if longer is None:
+        return token
+    try:
+        await kube.patch(bootstrap_token.expiration_patch(longer))
+    except ApiNotFound:
+        return token  # not made yet, or removed by somebody
+    except ApiError as error:
+        desk.say(error)
+        return token
+    return longer
 
 
 async def _take_back(kube: Kube, token: BootstrapToken, report: Reporter) -> bool:

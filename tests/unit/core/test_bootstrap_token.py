@@ -76,6 +76,24 @@ def test_secrets_of_others_are_not_ours() -> None:
     assert bootstrap_token.found({**document, "data": {**document["data"], "expiration": later}}) is None
 
 
+def test_a_token_that_nears_its_end_is_given_more_time_and_is_still_the_same() -> None:
+    old = token("w1", 11)
+    longer = bootstrap_token.renewed(old, NOW)
+    assert longer is not None
+    assert (longer.value, longer.node, longer.expires) == (old.value, "w1", NOW + bootstrap_token.RENEWED)
+    assert bootstrap_token.renewed(longer, NOW) is None
+    document = bootstrap_token.document(old)
+    patched = {**document, "data": {**document["data"], **bootstrap_token.expiration_patch(longer)["data"]}}
+    assert bootstrap_token.found(patched) == longer
+
+
+def test_no_renewal_makes_a_token_that_a_plan_would_replace() -> None:
+    for minutes in range(-5, 30):
+        mine = token("w1", minutes)
+        kept = bootstrap_token.renewed(mine, NOW) or mine
+        assert bootstrap_token.plan(["w1"], [kept], NOW).reuse == (kept,)
+
+
 MINUTES = MINIMUM.total_seconds() / 60
 
 
