@@ -36,7 +36,7 @@ def print_status(screen: Console, fleet: FleetStatus) -> None:
             if node.error.hint:
                 screen.print(Text(f"  hint: {node.error.hint}", style="dim"), soft_wrap=True)
     if fleet.trouble:
-        screen.print(Text(f"no kube-apiserver answers: {fleet.trouble}", style="red"), soft_wrap=True)
+        screen.print(Text(fleet.trouble, style="red"), soft_wrap=True)
     if fleet.ca_days < EXPIRES_SOON_DAYS:
         screen.print(Text(f"the cluster's CA lasts {fleet.ca_days} more days", style="bold red"))
 

@@ -143,7 +143,7 @@ async def make_plan(session: Session) -> Plan:
         warnings=(
             *desired.warnings(session.cluster, session.registry),
             *objects.warnings,
-            *((f"no kube-apiserver answers: {session.trouble}; nodes can't join",) if session.trouble else ()),
+            *((f"{session.trouble}; nodes can't join",) if session.trouble else ()),
         ),
     )
 

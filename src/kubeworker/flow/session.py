@@ -106,7 +106,7 @@ async def open_session(request: Request, report: Reporter) -> AsyncIterator[Sess
             archives={path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)},
             store=store,
             kube=kube if isinstance(kube, Kube) else None,
-            trouble="" if isinstance(kube, Kube) else str(kube),
+            trouble="" if isinstance(kube, Kube) else kube.message,
             connections=connections,
             report=report,
         )

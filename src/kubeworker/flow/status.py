@@ -116,7 +116,7 @@ async def _joined(session: Session) -> tuple[Mapping[str, NodeStatus] | None, st
     if session.kube is None:
         return None, session.trouble
     try:
-        return {node.name: node for node in await session.kube.nodes()}, ""
+        return {node.name: node for node in await session.kube.nodes(session.request.nodes or None)}, ""
     except ApiError as error:
         return None, error.message
 

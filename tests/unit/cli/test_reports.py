@@ -82,7 +82,7 @@ def test_status_names_what_is_wrong() -> None:
         NodeLine(name="a", ready="NotReady", units={"kubelet.service": "failed"}, certificates={"x": None}, drift=3),
         NodeLine(name="b", error=error),
         ca_days=3,
-        trouble="connection refused",
+        trouble="no kube-apiserver answers (https://10.1.0.1:6443: connection refused)",
     )
     for expected in (
         "kubelet failed",
