@@ -317,7 +317,7 @@ class _Run:
         kube = self.session.kube
         if kube and waiting:
             async with _patience(CERTIFICATE_SECONDS):
-                while not waiting <= {node.name for node in await kube.nodes() if node.pod_cidr}:
+                while not waiting <= {node.name for node in await kube.nodes(waiting) if node.pod_cidr}:
                     await asyncio.sleep(POLL_SECONDS)
         return joined or bool(waiting)
 
@@ -342,7 +342,7 @@ class _Run:
         found: dict[str, NodeStatus] = {}
         async with _patience(READY_SECONDS):
             while True:
-                found = {node.name: node for node in await kube.nodes() if node.name in names}
+                found = {node.name: node for node in await kube.nodes(names)}
                 if all(name in found and found[name].ready for name in names):
                     return
                 await asyncio.sleep(POLL_SECONDS)
