@@ -150,9 +150,11 @@ def test_etcd_serves_the_second_machine_and_nobody_without_a_certificate(lab: La
     health = f"https://{lab.machine('k8s-01').address}:2379/health"
     answer = sh(lab, "k8s-02", f"curl -sS --max-time 5 {ETCD_CERTIFICATES} {ETCD_CLIENT} {health}")
     assert json.loads(answer)["health"] == "true"
-    refused = labs.run(lab, lab.machine("k8s-02"), f"curl -sS --max-time 5 {ETCD_CERTIFICATES} {health}")
+    # In TLS 1.2 the refusal is part of the handshake; in 1.3 it may come too late for curl to read it.
+    without = f"curl -sS --tls-max 1.2 --max-time 5 {ETCD_CERTIFICATES} {health}"
+    refused = labs.run(lab, lab.machine("k8s-02"), without)
     assert refused.returncode != 0
-    assert "certificate required" in refused.stderr
+    assert "alert bad certificate" in refused.stderr
     assert sh(lab, "k8s-02", f"curl -s --max-time 5 {health.replace('https', 'http')} || echo refused") == "refused"
 
 
@@ -219,6 +221,7 @@ def test_a_killed_up_is_finished_by_the_next_and_a_lab_without_its_records_can_g
         with subprocess.Popen([str(COMMAND), "lab", "up", "--name", name], stderr=subprocess.DEVNULL) as process:
             until(moment, "the moment to kill it")
             process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, "it was not done yet"
     other = make_lab("cut")
     assert all(labs.apiserver_ready(other, each) for each in other.control_plane)
 
