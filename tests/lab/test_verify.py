@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from tests.lab.breaks import BREAKS, PRELUDE, Break
 from tests.lab.operate import Operator, kubectl, sh, until
 
+from kubeworker import lab as labs
 from kubeworker.lab import LabState, Machine
 
 pytestmark = pytest.mark.timeout(600)
@@ -133,7 +134,8 @@ class Broken:
         }
         settings = "".join(f"{name}='{value}'\n" for name, value in variables.items())
         if not self._case.control:
-            sh(self._lab, self._machine.name, PRELUDE + settings + script)
+            done = labs.run(self._lab, self._machine, PRELUDE + settings + script)
+            assert done.returncode == 0, f"{self._machine.name}: {script}\n{done.stdout}{done.stderr}"
             return
         lab = self._lab
         ssh = f"ssh -i {lab.ssh_identity} -o UserKnownHostsFile={lab.known_hosts} root@{self._machine.address}"
