@@ -100,6 +100,42 @@ def leaves_nothing(lab: LabState) -> Iterator[None]:
     assert {kind: found for kind, found in traces(lab).items() if found} == {}
 
 
+# These two come first: while the session's lab is not up yet, the host has inotify instances enough for theirs.
+
+
+def test_everything_killed_comes_back_as_it_was(make_lab: MakeLab) -> None:
+    lab = make_lab("kill")
+    kubectl(lab, "create", "configmap", "kept", "--from-literal=a=b")
+    host_keys = lab.known_hosts.read_text()
+    assert cgroups.kill(cgroups.find(state.scope_prefix(lab.id))) == frozenset()
+    subprocess.run(["ip", "link", "delete", lab.bridge], check=True)
+    assert set(inits(lab).values()) == {None}
+    command("up", "--name", lab.name)
+    assert all(labs.running(lab).values())
+    assert kubectl(lab, "get", "configmap", "kept", "-o", "jsonpath={.data.a}") == "b"
+    assert lab.known_hosts.read_text() == host_keys
+
+
+def test_workers_come_and_go_and_down_leaves_nothing(make_lab: MakeLab) -> None:
+    host = of_the_host()
+    lab = make_lab("grow")
+    before = inits(lab)
+    command("up", "--name", lab.name, "--workers", "1")
+    grown = labs.find(lab.name)
+    assert [each.name for each in grown.machines] == ["k8s-01", "k8s-02", "worker-01"]
+    assert "worker-01" in grown.cluster_yaml.read_text()
+    assert inits(grown) | before == inits(grown), "the others were left alone"
+
+    command("up", "--name", lab.name, "--workers", "0")
+    assert labs.find(lab.name).machines == lab.machines
+    assert "worker-01" not in lab.cluster_yaml.read_text()
+    assert cgroups.find(grown.scope(grown.machines[-1])) == ()
+
+    with leaves_nothing(lab):
+        command("down", "--name", lab.name)
+    assert of_the_host() == host
+
+
 def test_both_apiservers_are_ready(lab: LabState) -> None:
     assert [each.name for each in lab.control_plane] == ["k8s-01", "k8s-02"]
     assert all(labs.apiserver_ready(lab, each) for each in lab.control_plane)
@@ -193,19 +229,6 @@ def test_a_machine_reboots(lab: LabState) -> None:
     assert command("ssh", "--name", lab.name, rebooted.name, "--", "hostname").strip() == rebooted.name
 
 
-def test_everything_killed_comes_back_as_it_was(make_lab: MakeLab) -> None:
-    lab = make_lab("kill")
-    kubectl(lab, "create", "configmap", "kept", "--from-literal=a=b")
-    host_keys = lab.known_hosts.read_text()
-    assert cgroups.kill(cgroups.find(state.scope_prefix(lab.id))) == frozenset()
-    subprocess.run(["ip", "link", "delete", lab.bridge], check=True)
-    assert set(inits(lab).values()) == {None}
-    command("up", "--name", lab.name)
-    assert all(labs.running(lab).values())
-    assert kubectl(lab, "get", "configmap", "kept", "-o", "jsonpath={.data.a}") == "b"
-    assert lab.known_hosts.read_text() == host_keys
-
-
 def test_a_killed_up_is_finished_by_the_next_and_a_lab_without_its_records_can_go(
     lab: LabState, make_lab: MakeLab
 ) -> None:
@@ -232,26 +255,6 @@ def test_a_killed_up_is_finished_by_the_next_and_a_lab_without_its_records_can_g
         command("down", "--name", name)
     assert of_the_host() == host
     assert all(labs.running(lab).values())
-
-
-def test_workers_come_and_go_and_down_leaves_nothing(make_lab: MakeLab) -> None:
-    host = of_the_host()
-    lab = make_lab("grow")
-    before = inits(lab)
-    command("up", "--name", lab.name, "--workers", "1")
-    grown = labs.find(lab.name)
-    assert [each.name for each in grown.machines] == ["k8s-01", "k8s-02", "worker-01"]
-    assert "worker-01" in grown.cluster_yaml.read_text()
-    assert inits(grown) | before == inits(grown), "the others were left alone"
-
-    command("up", "--name", lab.name, "--workers", "0")
-    assert labs.find(lab.name).machines == lab.machines
-    assert "worker-01" not in lab.cluster_yaml.read_text()
-    assert cgroups.find(grown.scope(grown.machines[-1])) == ()
-
-    with leaves_nothing(lab):
-        command("down", "--name", lab.name)
-    assert of_the_host() == host
 
 
 @pytest.mark.parametrize(
