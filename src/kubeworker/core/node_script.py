@@ -54,6 +54,9 @@ CHECK_TIMEOUT = 60
 START_TIMEOUT = 120
 """Seconds that `systemctl start` and the like may block (systemd's own default is 90)."""
 
+EXITS = 3
+"""How often a unit may end by itself, and be started again by systemd, before its health check counts as missed."""
+
 ALONE_SECONDS = 10
 """Seconds that a unit still has for its health check when the connection to the control host is gone."""
 
@@ -122,7 +125,7 @@ rm -rf -- "$incoming"
 mkdir -m 700 -- "$incoming" || fail "$incoming can't be made"
 cd "$incoming" || fail "$incoming can't be entered"
 tar -xzf - --no-same-owner 2> "$work/tar" || case $(cat "$work/tar") in
-  *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
+  *'No space left'* | *'Wrote only'*) fail "no space left below $store (nothing was changed)" ;;
 esac
 sync -- sha256-* 2> "$work/sync" || case $(cat "$work/sync") in
   *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
@@ -143,10 +146,14 @@ def verdict(node: str, plan: StagePlan | None, *, status: int, stdout: str, stde
     """Raise ActionFailed (with the unit's last journal lines) unless the script said that it was done."""
     if status == 0:
         return
-    error = _decoded(stdout, "error") or stderr.strip()[-500:] or f"the node's shell ended with status {status}"
+    said = _decoded(stdout, "error")
+    error = said or stderr.strip()[-500:] or f"the node's shell ended with status {status}"
     journal = _decoded(stdout, "journal")
     where = f"{plan.component}: " if plan is not None else ""
-    hint = "what was there before is back; `plan` shows what is still to do."
+    hint = "what was there before is back; mend the cause and run apply again"
+    if not said:
+        # Something killed the script, which could not put anything back.
+        hint = "it was stopped half-way; run apply again: it finishes what is missing"
     lines = "".join(f"\n    {line}" for line in journal.splitlines())
     raise ActionFailed(f"{where}{error}{lines}", subject=node, hint=hint)
 
@@ -314,8 +321,8 @@ def _unit_action(action: UnitAction) -> Iterator[str]:
         case RestartUnit():
             # systemd has restarted it already, in the stage of the unit it requires.
             yield _call("start", name)
-        case ReloadUnit():
-            yield _call("reload", name)
+        case ReloadUnit(unit=unit):
+            yield _call("reload_workers" if unit.forks_workers else "reload", name)
         case _:
             assert_never(action)
     yield _call("await_gate", name, action.unit.gate.timeout, _gate_function(name))
@@ -334,7 +341,7 @@ def _gate_function(name: str) -> str:
 def _gate(unit: Unit) -> str:
     gate = unit.gate
     steps = [_call("answers", *_http_words(url)) for url in gate.http]
-    steps += [_call("listens", address) for address in gate.listen]
+    steps += [f'listens "$1" {shlex.quote(address)}' for address in gate.listen]
     if gate.command:
         steps.append(_call("succeeds", gate.otherwise, *gate.command))
     if not steps and not unit.oneshot:
@@ -503,17 +510,21 @@ remove() {{ # remove PATH
   try "$1" rm -f -- "$1"
 }}
 put_back() {{
+  # What was not running before is stopped while systemd still knows its unit file; the last touched first, since it
+  # may require another.
+  sort -rn "$work/units" > "$work/touched"
+  while read -r _ unit was enabled; do
+    [ "$enabled" = enabled ] || systemctl disable -q -- "$unit"
+    [ "$was" = active ] || {{ systemctl stop -- "$unit"; systemctl reset-failed -- "$unit"; }}
+  done < "$work/touched" > /dev/null 2>&1 9>&-
   each_path put_back_one
   xargs -r -d '\n' rm -f -- < "$work/created"
   [ -z "$reloaded" ] || systemctl daemon-reload < /dev/null 9>&-
-  # The last touched first: what requires another unit is stopped before it.
-  sort -rn "$work/units" | while read -r _ unit was enabled; do
-    [ "$enabled" = enabled ] || systemctl disable -q -- "$unit"
-    if [ "$was" = active ]; then
-      systemctl reset-failed -- "$unit"
-      timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
-    else systemctl stop -- "$unit"; fi
-  done > /dev/null 2>&1 9>&-
+  while read -r _ unit was _; do
+    [ "$was" = active ] || continue
+    systemctl reset-failed -- "$unit"
+    timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
+  done < "$work/touched" > /dev/null 2>&1 9>&-
 }}
 put_back_one() {{
   beside "$1" old
@@ -565,19 +576,38 @@ restart() {{
   systemctl_unit restart "$1"
 }}
 reload() {{ systemctl_unit reload "$1"; }}
+reload_workers() {{ # until the last worker has gone that still takes connections with the former configuration
+  main=$(systemctl show --property=MainPID --value -- "$1")
+  workers=$(cat "/proc/$main/task/$main/children" 2> /dev/null)
+  reload "$1"
+  for tries in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    old=''
+    for pid in $workers; do
+      case $(tr '\0' ' ' 2> /dev/null < "/proc/$pid/cmdline") in '' | *'is shutting down'*) ;; *) old=$pid ;; esac
+    done
+    [ -n "$old" ] || return 0
+    sleep 0.25
+  done
+  unit_failed "$1" "worker $old of $1 did not make way for a new one"
+}}
 unit_failed() {{ # unit_failed UNIT MESSAGE
-  # With --since, journalctl's own -n counts from the start. kubelet's dump of its flags tells nothing.
-  lines=$(journalctl -u "$1" --since "@$began" --no-pager -o short-iso 2> /dev/null | grep -v ' FLAG: ' |
-    tail -n {JOURNAL_LINES})
+  # With --since, journalctl's own -n counts from the start. klog's info lines (I1124 20:57:08 ...), kubelet's dump of
+  # its flags among them, would crowd out the one that says why.
+  lines=$(journalctl -u "$1" --since "@$began" --no-pager -o short 2> /dev/null | grep -v ': I[0-9]\{{4\}} [0-9]' |
+    tail -n {JOURNAL_LINES} | cut -c -400)
   say journal "$(printf '%s' "$lines" | base64 -w 0)"
   fail "$2"
 }}
 await_gate() {{ # await_gate UNIT SECONDS FUNCTION
-  deadline=$(($(date +%s) + $2)) gate='' told=''
+  deadline=$(($(date +%s) + $2)) gate='' told='' first=$(systemctl show --property=NRestarts --value -- "$1")
   while :; do
     state=$(systemctl is-active -- "$1")
     [ "$state" != active ] || ! "$3" "$1" || return 0
-    [ "$state" != failed ] || unit_failed "$1" "$1 failed after its start"
+    case $state in
+      failed | inactive) unit_failed "$1" "$1 is $state after its start" ;;
+    esac
+    exits=$(($(systemctl show --property=NRestarts --value -- "$1") - first))
+    [ "$exits" -lt {EXITS} ] || unit_failed "$1" "$1 ended by itself $exits times after its start"
     now=$(date +%s)
     [ "$now" -lt "$deadline" ] || break
     if [ "$now" != "$told" ]; then
@@ -598,10 +628,15 @@ answers() {{ # answers URL HOST PORT PATH
   gate="$1 answers ${{status:-nothing}}"
   [ "$status" = 200 ]
 }}
-listens() {{ # listens ADDRESS:PORT
-  # The wildcard sockets serve the address too.
-  gate="nothing listens on $1"
-  [ -n "$(ss -Hltn "( src $1 or src 0.0.0.0:${{1##*:}} or src [::]:${{1##*:}} )")" ]
+listens() {{ # listens UNIT ADDRESS:PORT; the wildcard sockets serve the address too
+  gate="none of its processes listens on $2"
+  # A foreign process on the port must not pass for a unit that fails because of it.
+  ss -Hltnp "( src $2 or src 0.0.0.0:${{2##*:}} or src [::]:${{2##*:}} )" |
+    grep -o 'pid=[0-9]*' | sort -u > "$work/pids"
+  while IFS='=' read -r _ pid; do
+    ! grep -q "/$1\(/\|\$\)" "/proc/$pid/cgroup" 2> /dev/null || return 0
+  done < "$work/pids"
+  return 1
 }}
 succeeds() {{ # succeeds OTHERWISE COMMAND...
   gate=$1; shift
