@@ -118,6 +118,7 @@ def _stage(context: Context[Config]) -> Stage:
                 content=_unit_file(context, root),
                 restart_on=(program.path,),
                 reload_on=(conf,),
+                forks_workers=True,
                 gate=Gate(listen=(listen,), timeout=30),
             ),
         ),

@@ -190,6 +190,9 @@ class Unit:
     removing it none, and they leave no trace in the start record."""
     requires: tuple[str, ...] = ()
     """Units named in Requires=: systemd restarts this one with them, and the plan says so."""
+    forks_workers: bool = False
+    """nginx: a reload is over when the former worker processes take no more connections, which they show by the words
+    "is shutting down" in their title."""
     oneshot: bool = False
     """Type=oneshot with RemainAfterExit=yes."""
     gate: Gate = Gate()

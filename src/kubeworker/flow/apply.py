@@ -14,7 +14,7 @@ from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Blob, TlsEndpoint
 from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
 from kubeworker.flow import artifacts, credentials, join
-from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer
+from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.run_lock import RunLock
 from kubeworker.flow.session import Request, Session, open_session
@@ -33,6 +33,9 @@ CERTIFICATE_SECONDS = 60
 """How long a kubelet that joined may take to get its serving certificate."""
 
 POLL_SECONDS = 0.5
+
+PROXY_SECONDS = 40
+"""How long a node's proxy may take to find an apiserver: nginx leaves one that it lost alone for 30 s."""
 
 _CHUNK = 1 << 18
 
@@ -301,14 +304,35 @@ class _Run:
     async def _prove(self, connection: Node, endpoints: Iterable[TlsEndpoint]) -> None:
         """The certificate behind an address, through the node, before any kubeconfig names that address."""
         for endpoint in endpoints:
-            host, _, port = endpoint.address.rpartition(":")
-            async with connection.forward(host, int(port)) as local:
-                context = https.tls_context(self.session.ca.pem)
-                # Any status will do: it is the certificate that is looked at, and a 401 comes after the handshake.
-                answer = await https.get(f"https://{endpoint.address}/readyz", port=local, context=context)
-            if isinstance(answer, https.NoAnswer):
-                text = f"{endpoint.address}: {answer.reason}"
-                raise ActionFailed(text, subject=connection.name, hint=endpoint.hint)
+            match await self._ask(connection, endpoint.address):
+                case https.NoAnswer(reason=reason, untrusted=True):
+                    raise ActionFailed(f"{endpoint.address}: {reason}", subject=connection.name, hint=endpoint.hint)
+                case https.NoAnswer(reason=reason) if self.session.kube is None:
+                    text = (
+                        f"{endpoint.address}: {reason}; no kube-apiserver is up, so its certificate was not looked at"
+                    )
+                    self.session.report(Warning_(subject=connection.name, text=text))
+                case https.NoAnswer(reason=reason):
+                    servers = ", ".join(self.session.cluster.cluster.apiservers)
+                    text = f"no kube-apiserver answers through {endpoint.address} on the node: {reason}"
+                    hint = f"can the node reach {servers}? On it: journalctl -u kube-nginx"
+                    raise ActionFailed(text, subject=connection.name, hint=hint)
+                case https.Answer():
+                    pass
+
+    async def _ask(self, connection: Node, address: str) -> https.Answer | https.NoAnswer:
+        """Any status will do: it is the certificate that is looked at, and a 401 comes after the handshake."""
+        host, _, port = address.rpartition(":")
+        context = https.tls_context(self.session.ca.pem)
+        async with connection.forward(host, int(port)) as local:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + PROXY_SECONDS
+            while True:
+                answer = await https.get(f"https://{address}/readyz", port=local, context=context)
+                final = isinstance(answer, https.Answer) or answer.untrusted or self.session.kube is None
+                if final or loop.time() >= deadline:
+                    return answer
+                await asyncio.sleep(POLL_SECONDS)
 
     async def facts_appeared(self, plan: Plan) -> bool:
         """Whether another round is due: a node joined, or a podCIDR that something waits for is there now."""

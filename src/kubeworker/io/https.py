@@ -28,6 +28,8 @@ class NoAnswer:
     """Nothing came back, and why: refused, closed, timed out, or a server certificate that is not to be trusted."""
 
     reason: str
+    untrusted: bool = False
+    """It was the certificate."""
 
 
 def tls_context(ca: bytes, *, cert: bytes = b"", key: bytes = b"") -> ssl.SSLContext:
@@ -70,16 +72,21 @@ async def get(
     except TimeoutError:
         return NoAnswer(reason=f"no answer within {timeout:g} s")
     except httpx2.HTTPError as error:
+        if problem := _certificate_problem(error):
+            return NoAnswer(reason=f"the server's certificate is not to be trusted: {problem}", untrusted=True)
         return NoAnswer(reason=_reason(error))
 
 
+def _certificate_problem(error: BaseException | None) -> str:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _reason(error: httpx2.HTTPError) -> str:
-    """The library's message, with the cause that TLS errors hide, without OpenSSL's source position."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not to be trusted: {cause.verify_message}"
-        cause = cause.__cause__ or cause.__context__
+    """The library's message without OpenSSL's source position."""
     text = str(error).partition(" (_ssl.c")[0]
     # A port that nobody holds looks so: the node's sshd closes the forwarded connection without a word.
     silent = not text or isinstance(error, httpx2.RemoteProtocolError)
