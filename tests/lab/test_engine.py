@@ -6,7 +6,6 @@ import asyncio
 import base64
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from tests.unit.core.engine_states import blob, stream
@@ -33,6 +32,8 @@ from kubeworker.errors import ActionFailed
 from kubeworker.io.node import Node, connect
 from kubeworker.lab import LabState
 
+HOME = "/var/lib/kwtest"
+"""Not the tool's own: other tests apply to the same machine."""
 ETC = "/etc/kwtest"
 BIN_DIR = "/opt/kwtest/bin"
 SERVER = f"{BIN_DIR}/kwtest-server"
@@ -91,8 +92,8 @@ def demo(
 
 
 def socat() -> bytes:
-    """A small real server; the machine has it as well, but this one arrives as an artifact does."""
-    return Path("/usr/bin/socat").read_bytes() if Path("/usr/bin/socat").exists() else _SOCAT[0]
+    """A small real server, taken from the machine, that arrives there as an artifact does."""
+    return _SOCAT[0]
 
 
 _SOCAT: list[bytes] = []
@@ -105,7 +106,7 @@ class Engine:
         self.node = node
 
     async def look(self, wanted: NodeState) -> Observed:
-        return parse("worker-01", (await self.node.run(probe.script(wanted))).stdout)
+        return parse("worker-01", (await self.node.run(probe.script(wanted, home=HOME))).stdout)
 
     async def plan(self, wanted: NodeState) -> tuple[StagePlan, ...]:
         return diff.diff(wanted, await self.look(wanted))
@@ -118,7 +119,7 @@ class Engine:
         ]
 
     async def stage(self, plan: StagePlan, *, edit: tuple[str, str] = ("", "")) -> None:
-        text = node_script.stage_script(plan)
+        text = node_script.stage_script(plan, home=HOME)
         assert edit[0] in text
         result = await self.node.run(
             text.replace(*edit) if edit[0] else text,
@@ -130,7 +131,7 @@ class Engine:
 
     async def send(self, plan: StagePlan, *contents: bytes) -> None:
         result = await self.node.run(
-            node_script.receive_script(plan.bin_dir, plan.blobs), stdin=stream(*contents), timeout=60
+            node_script.receive_script(plan.bin_dir, plan.blobs, home=HOME), stdin=stream(*contents), timeout=60
         )
         node_script.verdict("worker-01", None, status=result.status, stdout=result.stdout, stderr=result.stderr)
 
@@ -152,15 +153,15 @@ class Engine:
         return text.split()
 
     async def leftovers(self) -> str:
-        return await self.ask(f"find {ETC} {BIN_DIR} /etc/systemd/system /var/lib/kubeworker -name '*kubeworker-*'")
+        return await self.ask(f"find {ETC} {BIN_DIR} /etc/systemd/system {HOME} -name '*kubeworker-*'")
 
 
 _CLEAN = f"""
 systemctl disable -q --now kwtest-dependent.service kwtest.service 2>/dev/null
 umount /mnt/kwtest 2>/dev/null
-rm -rf {ETC} /opt/kwtest /mnt/kwtest /run/kwtest.reloads /var/lib/kubeworker /etc/systemd/system/kwtest*
+rm -rf {ETC} /opt/kwtest /mnt/kwtest /run/kwtest.reloads {HOME} /etc/systemd/system/kwtest*
 systemctl daemon-reload
-systemctl reset-failed
+systemctl reset-failed 'kwtest*' 2>/dev/null
 true
 """
 
@@ -193,7 +194,7 @@ async def test_a_bare_machine_is_set_up_and_a_second_run_does_nothing(bare: Engi
     assert await bare.apply(demo()) == []
     assert await bare.invocations() == before
     assert await bare.leftovers() == ""
-    assert await bare.ask(f"stat -c '%a %U' {ETC} {ETC}/secret /var/lib/kubeworker {BIN_DIR}/.store") == (
+    assert await bare.ask(f"stat -c '%a %U' {ETC} {ETC}/secret {HOME} {BIN_DIR}/.store") == (
         "750 root\n600 root\n700 root\n700 root"
     )
     assert await bare.ask("systemctl is-enabled kwtest.service kwtest-dependent.service") == "enabled\nenabled"
@@ -201,7 +202,7 @@ async def test_a_bare_machine_is_set_up_and_a_second_run_does_nothing(bare: Engi
 
 async def test_a_plan_leaves_no_trace_on_a_bare_machine(bare: Engine) -> None:
     await bare.plan(demo())
-    assert await bare.ask("ls -d /var/lib/kubeworker /opt/kwtest 2>/dev/null") == ""
+    assert await bare.ask(f"ls -d {HOME} /opt/kwtest 2>/dev/null") == ""
 
 
 async def test_a_changed_input_restarts_its_unit_and_systemd_its_dependent(engine: Engine) -> None:
@@ -330,7 +331,7 @@ async def test_a_run_whose_control_host_vanishes_finishes_or_rolls_back(engine: 
         await task
     await other.close()
     # The next run waits for the lock, and finds the former state.
-    assert await engine.ask(f"flock -w 30 /var/lib/kubeworker/lock cat {ETC}/secret") == "one"
+    assert await engine.ask(f"flock -w 30 {HOME}/lock cat {ETC}/secret") == "one"
     assert await engine.changes(demo()) == []
 
 
@@ -409,7 +410,7 @@ async def test_a_converged_probe_hashes_nothing_and_is_quick(engine: Engine) -> 
     await asyncio.sleep(0.2)
     await engine.plan(demo())
     began = asyncio.get_running_loop().time()
-    text = probe.script(demo()).replace("sha256sum", "sha256sum-was-called")
+    text = probe.script(demo(), home=HOME).replace("sha256sum", "sha256sum-was-called")
     observed = parse("worker-01", (await engine.node.run(text)).stdout)
     assert diff.diff(demo(), observed) == ()
     # Some 60 ms of the node's own; the limit only catches a probe that does something dear.
