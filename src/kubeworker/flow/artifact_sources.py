@@ -236,7 +236,7 @@ async def _build_go(run: Run, group: Group, results: Results) -> None:
                 return
             (rest,) = recipe.groups(left)
             names = ", ".join(artifact.name for artifact in left)
-            async with elapsed(run, names, f"building {names} (takes minutes the first time)"):
+            async with elapsed(run, names, "building from source (takes minutes the first time)"):
                 built = await build.go_build(rest, files, run.architecture, work)
             for artifact in left:
 
