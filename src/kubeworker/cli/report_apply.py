@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from kubeworker.cli.progress import size
 from kubeworker.cli.report import STYLES
-from kubeworker.cli.report_plan import ErrorDocument, count
+from kubeworker.cli.report_plan import ErrorDocument, count, listed
 
 
 class NodeResult(TypedDict):
@@ -49,12 +50,21 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
             f"{node['seconds']:.1f}",
         )
     screen.print(table)
-    for node in result["nodes"]:
-        if error := node["error"]:
-            screen.print(Text.assemble((f"{node['name']}: ", "bold"), error["message"]), soft_wrap=True)
-            if error["hint"]:
-                screen.print(Text(f"  hint: {error['hint']}", style="dim"), soft_wrap=True)
+    for names, message, hint in _errors(result["nodes"]):
+        screen.print(Text.assemble((f"{listed(names)}: ", "bold"), message), soft_wrap=True)
+        if hint:
+            screen.print(Text(f"  hint: {hint}", style="dim"), soft_wrap=True)
     screen.print(Text(closing(result), style="bold"), soft_wrap=True)
+
+
+def _errors(nodes: Iterable[NodeResult]) -> Iterator[tuple[list[str], str, str]]:
+    """Each error once, with the nodes that have it: a batch that was not started is one line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in nodes:
+        if error := node["error"]:
+            found.setdefault((error["message"], error["hint"]), []).append(node["name"])
+    for (message, hint), names in found.items():
+        yield names, message, hint
 
 
 def closing(result: ApplyDocument) -> str:
@@ -63,4 +73,4 @@ def closing(result: ApplyDocument) -> str:
     actions = sum(node["actions"] for node in result["nodes"])
     nodes = sum(bool(node["actions"]) for node in result["nodes"])
     done = f"Applied: {count(actions, 'change')} on {count(nodes, 'node')}"
-    return f"{done}; not done: {', '.join(undone)} (run apply again once that is fixed)" if undone else done
+    return f"{done}; not done: {listed(undone)} (run apply again once that is fixed)" if undone else done

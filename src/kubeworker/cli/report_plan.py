@@ -83,15 +83,18 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
 
 def summary(plan: PlanDocument) -> str:
     """`Plan: 12 changes on 2 nodes, restarts: kubelet on k8s-01`."""
-    failed = [node["name"] for node in plan["nodes"] if node["status"] != "ok"]
-    unknown = f"; unknown: {', '.join(failed)}" if failed else ""
+    undone = "".join(
+        f"; {status}: {listed(names)}"
+        for status in ("failed", "unreachable")
+        if (names := [node["name"] for node in plan["nodes"] if node["status"] == status])
+    )
     if not plan["changes"]:
-        seen = len(plan["nodes"]) - len(failed)
-        return f"No changes: {count(seen, 'node')} as described{unknown}"
+        seen = sum(node["status"] == "ok" for node in plan["nodes"])
+        return f"No changes: {count(seen, 'node')} as described{undone}" if seen else f"No plan{undone}"
     changed = [node for node in plan["nodes"] if node["actions"]]
     where = [count(len(changed), "node")] if changed else []
     where += ["the cluster"] if plan["cluster"]["actions"] else []
-    return f"Plan: {count(plan['changes'], 'change')} on {' and '.join(where)}, {_restarts(changed)}{unknown}"
+    return f"Plan: {count(plan['changes'], 'change')} on {' and '.join(where)}, {_restarts(changed)}{undone}"
 
 
 def _restarts(nodes: Sequence[NodeDocument]) -> str:
@@ -115,6 +118,11 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a, b, c`; of a fleet the first eight and how many more."""
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])} and {len(names) - 8} more"
+
+
 def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
     """Nodes with the same plan as one entry: a change to a fleet reads as one change."""
     groups: list[tuple[list[str], NodeDocument]] = []
@@ -126,8 +134,7 @@ def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
         else:
             groups.append(([node["name"]], node))
     for names, first in groups:
-        label = ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])} and {len(names) - 8} more"
-        yield label, first
+        yield listed(names), first
 
 
 def _print_node(screen: Console, node: NodeDocument, *, full: bool) -> None:

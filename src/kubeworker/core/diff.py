@@ -207,7 +207,7 @@ def _file_text(file: File, seen: SeenFile | None) -> str:
 def _images(stage: Stage, observed: Observed) -> Iterator[Action]:
     present, reason = observed.images, "not in containerd's k8s.io namespace"
     if present is None:
-        present, reason = frozenset(), "containerd does not answer, so what it has is not known"
+        present, reason = frozenset(), "which images containerd has could not be asked"
     for image in stage.images:
         if image.reference not in present:
             yield ImportImage(image=image, reason=reason)

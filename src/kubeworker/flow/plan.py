@@ -229,7 +229,7 @@ def _node_plan(
 def _preflight_failed(node: str, faults: Sequence[Finding]) -> PreflightFailed:
     """One error that names every fault, each with its fix."""
     message = "; ".join(fault.message for fault in faults)
-    return PreflightFailed(message, subject=node, hint="\n  ".join(f"{fault.id}: {fault.fix}" for fault in faults))
+    return PreflightFailed(message, subject=node, hint="\n  ".join(fault.fix for fault in faults))
 
 
 def _pod_cidr(nodes: Sequence[NodeStatus], name: str) -> str:

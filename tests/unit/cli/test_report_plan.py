@@ -44,7 +44,7 @@ NEW = action("file", "/etc/new", "--- /dev/null\n+++ /etc/new\n@@ -0,0 +1,2 @@\n
         (plan(node("a", RESTART), node("b", RESTART)), "restarts: kubelet on a, b"),
         (plan(*(node(str(each), RESTART) for each in range(9))), "restarts: kubelet on 9 nodes"),
         (plan(node("a"), cluster=(action("rbac", "x"),)), "Plan: 1 change on the cluster, restarts nothing"),
-        (plan(node("a"), unreachable("b")), "No changes: 1 node as described; unknown: b"),
+        (plan(node("a"), unreachable("b")), "No changes: 1 node as described; unreachable: b"),
     ],
 )
 def test_the_summary_is_one_line(document: PlanDocument, text: str) -> None:
