@@ -64,6 +64,7 @@ def demo(
         content="[Unit]\nRequires=kwtest.service\nAfter=kwtest.service\n[Service]\nExecStart=/bin/sleep infinity\n"
         "[Install]\nWantedBy=multi-user.target\n",
         requires=("kwtest.service",),
+        gate=Gate(command=("systemctl", "is-active", "kwtest-dependent.service")),
     )
     elf = elf or socat()
     return NodeState(

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.contract.sshd import Server, free_port, make_key, openssh
 from kubeworker import lab as labs
 from kubeworker.core.spec import NodeSpec, NodeSsh, Ssh
 from kubeworker.errors import CredentialsError, NodeUnreachable
-from kubeworker.io.node import Node, connect
+from kubeworker.io.node import JumpHosts, Node, connect
 from kubeworker.lab import LabState, Machine
 
 
@@ -268,6 +268,27 @@ async def test_a_chain_of_jump_hosts(server: Server, bastion: Server, tmp_path: 
     known = str(both(server, bastion, tmp_path))
     jump = f"127.0.0.1:{bastion.port},root@127.0.0.1:{server.port}"
     assert await greets(server.node(), server.ssh(known_hosts=known, jump=jump))
+
+
+async def test_many_nodes_share_one_connection_to_their_jump_host(
+    server: Server, bastion: Server, tmp_path: Path
+) -> None:
+    known = str(both(server, bastion, tmp_path))
+    ssh = server.ssh(known_hosts=known, jump=f"127.0.0.1:{bastion.port}")
+    before = bastion.log().count("Accepted publickey")
+    async with aclosing(JumpHosts()) as shared:
+        nodes = await asyncio.gather(*(connect(server.node(), ssh, jump_hosts=shared) for _ in range(8)))
+        assert {(await node.run("echo hello")).stdout for node in nodes} == {"hello\n"}
+        await asyncio.gather(*(node.close() for node in nodes))
+    assert bastion.log().count("Accepted publickey") - before == 1
+
+
+async def test_a_jump_host_that_is_down_is_tried_once_and_named_by_every_node(server: Server) -> None:
+    ssh = server.ssh(jump=f"127.0.0.1:{free_port()}")
+    async with aclosing(JumpHosts()) as shared:
+        for _ in range(2):
+            error = await refusal(server.node(), ssh, jump_hosts=shared)
+            assert error.message.startswith("jump host: 127.0.0.1:")
 
 
 async def test_a_jump_hosts_key_is_checked_and_pinned_too(server: Server, bastion: Server, tmp_path: Path) -> None:

@@ -136,9 +136,13 @@ async def connect_nodes(
 ) -> dict[str, Outcome[Node]]:
     """A connection to each node, closed with the stack."""
     specs = {each.name: each for each in chosen}
+    jump_hosts = node.JumpHosts()
+    stack.push_async_callback(jump_hosts.aclose)
 
     async def work(name: str) -> Node:
-        connected = await node.connect(specs[name], cluster.ssh, accept_new_host_keys=accept_new_host_keys)
+        connected = await node.connect(
+            specs[name], cluster.ssh, accept_new_host_keys=accept_new_host_keys, jump_hosts=jump_hosts
+        )
         stack.push_async_callback(connected.close)
         return connected
 

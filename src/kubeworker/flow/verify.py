@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -68,6 +69,7 @@ class _Session:
     view: Shared[ClusterView]
     peers: tuple[Peer, ...]
     accept_new_host_keys: bool
+    jump_hosts: ssh.JumpHosts
 
 
 async def verify(
@@ -83,7 +85,11 @@ async def verify(
     run = Run(id=secrets.token_hex(4))
     files = cluster.cluster
     connect = partial(Kube.connect, Path(files.kubeconfig), files.apiservers, Path(files.ca.cert))
-    async with connected(connect) as kube, granted(kube, run, tls_context(ca)) as access:
+    async with (
+        connected(connect) as kube,
+        granted(kube, run, tls_context(ca)) as access,
+        aclosing(ssh.JumpHosts()) as jump_hosts,
+    ):
         view = Shared(partial(_view, kube))
         session = _Session(
             cluster=cluster,
@@ -97,6 +103,7 @@ async def verify(
             view=view,
             peers=await _peers(cluster, view),
             accept_new_host_keys=options.accept_new_host_keys,
+            jump_hosts=jump_hosts,
         )
         names = tuple(node.name for node in nodes)
         outcomes = await fan_out(names, partial(_verify_node, session, report), limit=cluster.ssh.concurrency)
@@ -162,7 +169,12 @@ async def _verify_node(session: _Session, report: Reporter, name: str) -> tuple[
     started = time.monotonic()
     checks = _checks(session, spec)
     groups = dict(_groups(session, spec, checks))
-    node = await ssh.connect(spec, session.cluster.ssh, accept_new_host_keys=session.accept_new_host_keys)
+    node = await ssh.connect(
+        spec,
+        session.cluster.ssh,
+        accept_new_host_keys=session.accept_new_host_keys,
+        jump_hosts=session.jump_hosts,
+    )
     try:
         outcomes = await fan_out(tuple(groups), lambda group: groups[group](node), limit=len(groups))
     finally:

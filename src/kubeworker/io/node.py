@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,11 +78,14 @@ class Node(Protocol):
         ...
 
 
-async def connect(node: NodeSpec, ssh: Ssh, *, accept_new_host_keys: bool = False) -> Node:
+async def connect(
+    node: NodeSpec, ssh: Ssh, *, accept_new_host_keys: bool = False, jump_hosts: JumpHosts | None = None
+) -> Node:
     """Log in to a node; NodeUnreachable says what is in the way.
 
     cluster.yaml comes before ~/.ssh/config, the node's own `ssh` before the common one. A host key that is in no
     known_hosts file is accepted (and written there) only with `accept_new_host_keys`; a changed one never.
+    `jump_hosts` shares the connections to jump hosts between nodes; the caller closes it after the nodes.
     """
     own = node.ssh
     way = _Way(
@@ -95,19 +98,22 @@ async def connect(node: NodeSpec, ssh: Ssh, *, accept_new_host_keys: bool = Fals
         ssh=ssh,
         accept_new=accept_new_host_keys,
     )
-    connection, via = await _open(way)
-    return _SshNode(node.name, connection, via)
+    own_jumps = JumpHosts()
+    try:
+        connection = await _open(way, jump_hosts or own_jumps)
+    except BaseException:
+        await own_jumps.aclose()
+        raise
+    return _SshNode(node.name, connection, own_jumps)
 
 
 class _SshNode:
-    """A Node over an asyncssh connection, and the jump hosts' connections it runs through."""
+    """A Node over an asyncssh connection; the jump hosts that are its own are closed with it."""
 
-    def __init__(
-        self, name: str, connection: asyncssh.SSHClientConnection, via: tuple[asyncssh.SSHClientConnection, ...]
-    ) -> None:
+    def __init__(self, name: str, connection: asyncssh.SSHClientConnection, jump_hosts: JumpHosts) -> None:
         self._name = name
         self._connection = connection
-        self._via = via
+        self._jump_hosts = jump_hosts
         self._user: str = connection.get_extra_info("username")
 
     @property
@@ -190,9 +196,9 @@ class _SshNode:
             await listener.wait_closed()
 
     async def close(self) -> None:
-        for connection in (self._connection, *self._via):
-            connection.close()
-            await connection.wait_closed()
+        self._connection.close()
+        await self._connection.wait_closed()
+        await self._jump_hosts.aclose()
 
 
 async def _feed(writer: asyncssh.SSHWriter[bytes], text: bytes, stdin: bytes | AsyncIterable[bytes]) -> None:
@@ -240,20 +246,47 @@ class _Way:
         return f"{self.host}:{self.port}" if self.port else self.host
 
 
-async def _open(way: _Way) -> tuple[asyncssh.SSHClientConnection, tuple[asyncssh.SSHClientConnection, ...]]:
-    """The connection, and those of the jump hosts it goes through (nearest first)."""
+class JumpHosts:
+    """Connections to jump hosts: one to each, however many nodes lie behind it.
+
+    A jump host's sshd turns down logins at random when more than ten are under way (MaxStartups 10:30:100,
+    sshd_config(5)), so that a connection of its own for each node would lose some of a fleet.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is connected before the first node needs it."""
+        self._locks: dict[_Way, asyncio.Lock] = {}
+        self._known: dict[_Way, asyncssh.SSHClientConnection | NodeUnreachable] = {}
+
+    async def connection(self, way: _Way) -> asyncssh.SSHClientConnection:
+        """The connection to that jump host; what keeps it from being made is every node's error behind it."""
+        key = replace(way, subject="")
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._known:
+                try:
+                    self._known[key] = await _open(way, self)
+                except NodeUnreachable as error:
+                    self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, NodeUnreachable):
+            raise NodeUnreachable(f"jump host: {known.message}", subject=way.subject, hint=known.hint) from known
+        return known
+
+    async def aclose(self) -> None:
+        """End them, the ones reached through others first."""
+        for known in reversed(self._known.values()):
+            if not isinstance(known, NodeUnreachable):
+                known.close()
+                await known.wait_closed()
+        self._known.clear()
+
+
+async def _open(way: _Way, jump_hosts: JumpHosts) -> asyncssh.SSHClientConnection:
     options = _options(way)
     jump = way.jump or _configured(options, "ProxyJump")
-    via: tuple[asyncssh.SSHClientConnection, ...] = ()
-    if jump and jump != "none":
-        last, before = await _open(_jump_way(way, jump))
-        via = (last, *before)
-    try:
-        return await _login(way, options, via[0] if via else None), via
-    except BaseException:
-        for connection in via:
-            connection.close()
-        raise
+    if not jump or jump == "none":
+        return await _login(way, options, None)
+    return await _login(way, options, await jump_hosts.connection(_jump_way(way, jump)))
 
 
 def _jump_way(way: _Way, jump: str) -> _Way:
