@@ -368,6 +368,19 @@ def test_a_killed_command_leaves_a_whole_node_and_no_lock(operator: Operator) ->
     assert lease_holder(lab) == ""
 
 
+def test_two_runs_at_once_do_the_work_once(operator: Operator) -> None:
+    lab = operator.lab
+    before = starts(lab, "worker-01")
+    with operator.changed(max_pods(118)) as changed:
+        first, second = (changed.start("apply", "--yes", "--node", "worker-01") for _ in range(2))
+        answers = [process.communicate(timeout=60) for process in (first, second)]
+        assert [process.returncode for process in (first, second)] == [0, 0], answers
+        printed = [output for output, _ in answers]
+        assert sum("Applied: 2 changes" in text for text in printed) == 1, printed
+        assert restarted(before, starts(lab, "worker-01")) == {"kubelet"}
+        assert lease_holder(lab) == ""
+
+
 def test_a_cut_upload_leaves_nothing_behind(operator: Operator) -> None:
     lab = operator.lab
     for name in ("kubelet", "containerd", "nerdctl"):

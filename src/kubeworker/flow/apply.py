@@ -109,10 +109,32 @@ async def apply(request: Request, options: Options, confirm: Confirm, report: Re
     async with open_session(request, report) as session:
         plan = await make_plan(session)
         if not plan.changes:
-            return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes))
+            return _nothing_done(plan)
         if not await confirm(plan):
-            return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes), confirmed=False)
-        return await execute(session, plan, options)
+            return _nothing_done(plan, confirmed=False)
+        async with _locked(session) as waited:
+            if waited:
+                # What the other run did is not in the plan that was shown.
+                plan = await make_plan(session)
+                if not plan.changes:
+                    return _nothing_done(plan)
+                if not await confirm(plan):
+                    return _nothing_done(plan, confirmed=False)
+            return await execute(session, plan, options)
+
+
+def _nothing_done(plan: Plan, *, confirmed: bool = True) -> ApplyReport:
+    return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes), confirmed=confirmed)
+
+
+@asynccontextmanager
+async def _locked(session: Session) -> AsyncIterator[bool]:
+    """The cluster's lock; whether another run had it first. With no apiserver up the nodes' own locks must do."""
+    if session.kube is None:
+        yield False
+        return
+    async with RunLock(session.kube, session.report) as lock:
+        yield lock.waited
 
 
 async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport:
@@ -120,8 +142,6 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
     run = _Run(session=session, options=options, uploads=asyncio.Semaphore(session.cluster.ssh.uploads))
     run.results = {node.name: _untouched(node) for node in plan.nodes}
     async with AsyncExitStack() as stack:
-        if session.kube:
-            await stack.enter_async_context(RunLock(session.kube, session.report))
         if plan.credential:
             credentials.write(session.request.cluster_file, session.proxy)
         await stack.enter_async_context(_approving(session, plan))

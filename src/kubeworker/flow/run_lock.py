@@ -53,6 +53,8 @@ class RunLock:
         self._task: asyncio.Task[None] | None = None
         self._body: asyncio.Task[Any] | None = None
         self._lost: LockHeld | None = None
+        self.waited = False
+        """Whether another run had the lock first: what was planned before may be out of date."""
 
     async def __aenter__(self) -> Self:
         """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
@@ -94,6 +96,7 @@ class RunLock:
                     subject=f"Lease {NAMESPACE}/{self._name}",
                     hint="wait until it is done; a run that died is noticed after a minute",
                 )
+            self.waited = True
             if not seen:
                 seen, since = lease.resource_version, loop.time()
                 self._report(
@@ -156,11 +159,19 @@ class RunLock:
             self._lease = found
 
     async def _release(self) -> None:
-        document = {**self._lease, "spec": {**self._lease["spec"], "holderIdentity": ""}}
         try:
-            await self._kube.replace(document)
-        except (ApiConflict, ApiNotFound):
-            return  # it is another's already
+            # A renewal that was cut short may have been written all the same: then the lease is newer, and still ours.
+            for _ in range(2):
+                try:
+                    await self._kube.replace({**self._lease, "spec": {**self._lease["spec"], "holderIdentity": ""}})
+                    return
+                except ApiConflict:
+                    found = await self._kube.get("Lease", self._name, namespace=NAMESPACE)
+                    if found is None or kube_views.lease(found).holder != self._holder:
+                        return  # it is another's already
+                    self._lease = found
+        except ApiNotFound:
+            return
         except ApiUnreachable as error:
             text = f"the lock was not given back ({error.message}); the next run on another machine waits a minute"
             self._report(Warning_(subject=f"Lease {NAMESPACE}/{self._name}", text=text))
