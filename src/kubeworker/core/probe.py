@@ -90,7 +90,6 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
     units = sorted({unit.name for stage in state.stages for unit in stage.units})
     requirements = [requirement for stage in state.stages for requirement in stage.requirements]
     parts = [
-        _prologue(home),
         _IDENTITY,
         _sysctls(state, requirements),
         _commands(requirements),
@@ -98,14 +97,16 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _proxy_modes(requirements),
         _ports(requirements),
         _disks(requirements, state.bin_dir),
-        _images(state),
         _units(units),
         _files(state, paths, units, rehash=rehash),
         _links(state),
         _KUBELET,
-        "say end",
     ]
-    return "\n".join(part for part in parts if part) + "\n"
+    looking = "\n".join(part for part in parts if part)
+    if images := _images(state):
+        # ctr takes as long as all the rest together, so it runs beside it; what the rest says waits for its end.
+        looking = f'{{\n{images}\n}} &\nrest=$(\n{looking}\n)\nwait\nsay "$rest"'
+    return f"{_prologue(home)}\n{looking}\nsay end\n"
 
 
 def _paths(state: NodeState) -> tuple[str, ...]:

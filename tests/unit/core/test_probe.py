@@ -6,6 +6,7 @@ import getpass
 import grp
 import os
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -228,6 +229,36 @@ def test_a_broken_index_only_costs_time(tmp_path: Path, home: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------
 # The rest of the machine
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("ctr", "images"),
+    [
+        ("sleep 0.2; echo registry.k8s.io/pause:3.10; echo sha256:abc", {"registry.k8s.io/pause:3.10", "sha256:abc"}),
+        ("exit 0", set()),
+        ("exit 1", None),
+    ],
+)
+def test_images_are_asked_beside_the_rest(
+    shell: str, ctr: str, images: set[str] | None, tmp_path: Path, home: Path
+) -> None:
+    tool, path = tmp_path / "ctr", tmp_path / "file"
+    tool.write_text(f"#!/bin/sh\n{ctr}\n")
+    tool.chmod(0o755)
+    path.write_bytes(b"is\n")
+    stage = Stage(
+        component="c",
+        files=(File(path=str(path), content=b"wanted\n"),),
+        images=(Image(reference="registry.k8s.io/pause:3.10", archive=blob(b"oci"), ctr=str(tool)),),
+    )
+    with socket.socket(socket.AF_UNIX) as containerd:
+        containerd.bind(str(tmp_path / "sock"))
+        text = probe.script(state(stage), home=str(home))
+        text = text.replace("/run/containerd/containerd.sock", str(tmp_path / "sock"))
+        seen = parse("n1", run(text, shell))
+    assert seen.images == images
+    assert seen.files[str(path)].content == b"is\n"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
