@@ -90,7 +90,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100)
 @given(st.sampled_from(["kubelet", "kube_proxy", "containerd"]), st.dictionaries(KEYS, VALUES, max_size=3))
 def test_whatever_is_merged_in_is_taken_or_refused(name: str, config: dict[str, Any]) -> None:
     spec = with_component(name, config=config)
