@@ -40,7 +40,7 @@ def _no_leftover_labs() -> None:
 def lab(_no_leftover_labs: None) -> Iterator[LabState]:
     """The session's lab: k8s-01 and k8s-02 with a control plane, and worker-01. `kubeworker.lab.run` runs scripts.
 
-    KUBEWORKER_TEST_LAB names a lab that is there already (`lab up --workers 1`); it is kept: quicker for who writes tests.
+    KUBEWORKER_TEST_LAB names a lab that is there already (`lab up --workers 1`) and is kept, for writing tests.
     """
     if kept := os.environ.get("KUBEWORKER_TEST_LAB"):
         yield labs.find(kept)
