@@ -121,7 +121,12 @@ def _stop_signals() -> Iterator[None]:
         # asyncio turns SIGINT into a cancelled main task; an exception from here would tear the loop instead.
         signal.raise_signal(signal.SIGINT)
 
-    before = {number: signal.signal(number, as_interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    stops = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asked for that
+        stops.append(signal.SIGHUP)
+    before = {number: signal.signal(number, as_interrupt) for number in stops}
+    # A shell starts `command &` with SIGINT ignored; asyncio then leaves it alone and none of the three would stop us.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

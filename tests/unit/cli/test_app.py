@@ -71,6 +71,16 @@ def test_a_signal_ends_a_command_with_its_clean_up(number: signal.Signals) -> No
     assert errors == "\ninterrupted; what was not finished is finished by the next run\n"
 
 
+def test_a_command_in_a_scripts_background_can_be_stopped_too() -> None:
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", FRAME, "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        output, _ = process.communicate(timeout=10)
+    assert (output, process.returncode) == ("cleaned\n", 130)
+
+
 def test_a_fault_of_the_program_is_one_line_and_says_how_to_report_it() -> None:
     result = run("fault")
     assert result.returncode == 1
