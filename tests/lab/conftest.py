@@ -15,15 +15,15 @@ from kubeworker.lab import LabState
 MakeLab = Callable[..., LabState]
 
 
-FIRST, LAST = "test_lab.py", "test_failover.py"
-"""The lab's own tests reboot machines, so they come before the apply; the minutes of failover come at the end."""
+FIRST, LAST = ("test_lab.py", "test_guide_profile.py"), "test_failover.py"
+"""Tests with labs of their own come before the session's lab is up; the minutes of failover come at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.lab)
-    items.sort(key=lambda item: (item.path.name == LAST) - (item.path.name == FIRST))
+    items.sort(key=lambda item: (item.path.name == LAST) - (item.path.name in FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)
