@@ -23,7 +23,6 @@ PACKAGES = (
 """What a plain Debian server has, plus the commands that the tool's preflight asks for."""
 
 DEFAULT_SUITE = "bookworm"
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 
 _MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
@@ -53,7 +52,7 @@ _RECIPE = 1
 
 
 def source(indextargets: str) -> tuple[str, str]:
-    """Suite and mirror of Debian's own `main` as `apt-get indextargets` tells them, else the defaults.
+    """Suite and mirror of Debian's own `main` as `apt-get indextargets` tells them; else bookworm, and no mirror (debootstrap has its own).
 
     Security and update suites have the same Origin, but their Release's Suite or Codename is not a plain name.
     """
@@ -68,7 +67,7 @@ def source(indextargets: str) -> tuple[str, str]:
             and fields.get("Repo-URI", "").startswith("http")
         ):
             return fields["Release"], fields["Repo-URI"].rstrip("/")
-    return DEFAULT_SUITE, DEFAULT_MIRROR
+    return DEFAULT_SUITE, ""
 
 
 def key(suite: str) -> str:
@@ -88,7 +87,9 @@ def ensure(cache: Path, report: Reporter) -> Path:
         if not finished.is_dir():
             for leftover in folder.glob("*.tmp"):
                 shutil.rmtree(leftover)
-            report(Note(text=f"building the machines' root file system ({suite} from {mirror})"))
+            report(
+                Note(text=f"building the machines' root file system ({suite} from {mirror or "Debian's own mirror"})")
+            )
             temporary = finished.with_suffix(".tmp")
             build(suite, mirror, temporary)
             temporary.rename(finished)
@@ -102,7 +103,14 @@ def build(suite: str, mirror: str, target: Path) -> None:
     process does. A killed run leaves neither a mount nor a debootstrap that the next run would have beside its own.
     """
     include = ",".join(PACKAGES)
-    command = ["debootstrap", "--variant=minbase", f"--include={include}", suite, str(target), mirror]
+    command = [
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={include}",
+        suite,
+        str(target),
+        *([mirror] if mirror else []),
+    ]
     host.run([*_ALONE, *command], env=_apt_proxy(), timeout=1800)
     customise(target)
 

@@ -4,14 +4,14 @@ from kubeworker.core.apt_sources import source_lines
 
 DEB822 = """\
 Types: deb
-# http://snapshot.debian.org/archive/debian/20250520T000000Z
-URIs: http://deb.debian.org/debian
+# http://commented.example/debian
+URIs: http://debian.example/debian
 Suites: bookworm bookworm-updates
 Components: main contrib
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 Types: deb deb-src
-URIs: http://deb.debian.org/debian-security
+URIs: http://debian.example/debian-security
 Suites: bookworm-security
 Components: main
 
@@ -24,12 +24,12 @@ Components: main
 ONE_LINE = """\
 # deb http://commented.out/debian bookworm main
 deb [arch=amd64 signed-by=/etc/apt/site.gpg] http://mirror.site/debian bookworm main  non-free # comment
-deb https://packages.cloud.google.com/apt cloud-sdk-bookworm main
+deb https://vendor.example/apt tool-bookworm main
 deb-src http://mirror.site/debian bookworm main
 """
 VENDOR = """\
 Types: deb
-URIs: https://deb.nodesource.com/node_20.x
+URIs: https://other.example/node_20.x
 Suites: nodistro
 Components: main
 """
@@ -40,9 +40,9 @@ def test_both_forms_give_source_lines_of_the_distributions_own_suites() -> None:
     assert source_lines([ONE_LINE, DEB822, VENDOR], "bookworm") == (
         "deb-src [signed-by=/etc/apt/site.gpg] http://mirror.site/debian bookworm main non-free",
         "deb-src http://mirror.site/debian bookworm main",
-        f"deb-src [{signed}] http://deb.debian.org/debian bookworm main contrib",
-        f"deb-src [{signed}] http://deb.debian.org/debian bookworm-updates main contrib",
-        "deb-src http://deb.debian.org/debian-security bookworm-security main",
+        f"deb-src [{signed}] http://debian.example/debian bookworm main contrib",
+        f"deb-src [{signed}] http://debian.example/debian bookworm-updates main contrib",
+        "deb-src http://debian.example/debian-security bookworm-security main",
     )
 
 

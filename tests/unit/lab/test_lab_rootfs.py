@@ -26,15 +26,15 @@ def test_machines_get_the_hosts_own_release_from_its_own_mirror() -> None:
     assert rootfs.source(f"{VENDOR}\n{SECURITY}\n{UPDATES}\n{here}") == ("trixie", "http://mirror.example/debian")
 
 
-def test_a_host_without_debians_sources_uses_the_public_ones() -> None:
-    default = (rootfs.DEFAULT_SUITE, rootfs.DEFAULT_MIRROR)
+def test_a_host_without_debians_sources_leaves_the_mirror_to_debootstrap() -> None:
+    default = (rootfs.DEFAULT_SUITE, "")
     assert rootfs.source("") == default
     assert rootfs.source(f"{VENDOR}\n{SECURITY}\n{UPDATES}") == default
 
 
 def test_a_mirror_that_debootstrap_cannot_read_is_passed_over() -> None:
     here = MAIN.format(release="trixie", mirror="cdrom://Debian/")
-    assert rootfs.source(here) == (rootfs.DEFAULT_SUITE, rootfs.DEFAULT_MIRROR)
+    assert rootfs.source(here) == (rootfs.DEFAULT_SUITE, "")
 
 
 def test_each_release_has_a_folder_of_its_own() -> None:
