@@ -52,7 +52,9 @@ _RECIPE = 1
 
 
 def source(indextargets: str) -> tuple[str, str]:
-    """Suite and mirror of Debian's own `main` as `apt-get indextargets` tells them; else bookworm, and no mirror (debootstrap has its own).
+    """Suite and mirror of Debian's own `main` as `apt-get indextargets` tells them.
+
+    Where it names none: bookworm, and no mirror (debootstrap has its own).
 
     Security and update suites have the same Origin, but their Release's Suite or Codename is not a plain name.
     """
@@ -87,9 +89,8 @@ def ensure(cache: Path, report: Reporter) -> Path:
         if not finished.is_dir():
             for leftover in folder.glob("*.tmp"):
                 shutil.rmtree(leftover)
-            report(
-                Note(text=f"building the machines' root file system ({suite} from {mirror or "Debian's own mirror"})")
-            )
+            origin = mirror or "debootstrap's own mirror"
+            report(Note(text=f"building the machines' root file system ({suite} from {origin})"))
             temporary = finished.with_suffix(".tmp")
             build(suite, mirror, temporary)
             temporary.rename(finished)
