@@ -154,7 +154,7 @@ class Engine:
         return text.split()
 
     async def leftovers(self) -> str:
-        return await self.ask(f"find {ETC} {BIN_DIR} /etc/systemd/system {HOME} -name '*kubeworker-*'")
+        return await self.ask(f"find {ETC} {BIN_DIR} /etc/systemd/system {HOME} -name '.*.kubeworker-*'")
 
 
 _CLEAN = f"""

@@ -272,6 +272,20 @@ def test_a_stopped_unit_is_reported_with_its_last_journal_lines(operator: Operat
     assert all(seen.failures(other) == set() for other in others)
 
 
+def test_a_running_binary_that_was_replaced_fails_only_where_the_bytes_differ(operator: Operator) -> None:
+    lab, (node, *_) = operator.lab, [machine.name for machine in operator.lab.machines]
+    binary = "/opt/k8s/bin/kube-proxy"
+    sh(lab, node, f"ln {binary} {binary}.kw && cp -p {binary} {binary}.new && mv -f {binary}.new {binary}")
+    try:
+        same = verify(operator).failures(node)
+        sh(lab, node, f"cp -p {binary} {binary}.new && echo >> {binary}.new && mv -f {binary}.new {binary}")
+        other = verify(operator).failures(node)
+    finally:
+        sh(lab, node, f"mv -f {binary}.kw {binary}")
+    assert same == set()
+    assert other == {"kube_proxy.unit"}
+
+
 def test_an_unreachable_node_fails_as_such_and_the_others_are_still_verified(operator: Operator) -> None:
     lab, node = operator.lab, operator.lab.machines[-1].name
     sh(lab, node, "systemctl stop ssh.socket ssh.service 2>/dev/null || systemctl stop ssh")

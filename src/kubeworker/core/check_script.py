@@ -31,6 +31,12 @@ unit() {{
   p=$(systemctl show --property={_UNIT_PROPERTIES} -- "$1")
   pid=$(printf '%s\\n' "$p" | sed -n 's/^MainPID=//p')
   exe=$(readlink "/proc/${{pid:-0}}/exe")
+  # Replaced by the same bytes (a damaged file that was healed): what runs is what lies there.
+  case $exe in
+    *' (deleted)')
+      now=${{exe%' (deleted)'}}
+      [ "$(sha256sum < "/proc/$pid/exe")" != "$(sha256sum < "$now" 2>/dev/null)" ] || exe=$now ;;
+  esac
   j=
   systemctl is-active --quiet -- "$1" || j=$(journalctl --quiet --no-pager -o cat -n {JOURNAL_LINES} -u "$1" 2>&1)
   printf 'unit\\t%s\\t%s\\t%s\\t%s\\n' "$1" "$(b64 "$p")" "$(b64 "$exe")" "$(b64 "$j")"
