@@ -19,6 +19,7 @@ until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 150 ] || exit 1; sleep
 answers() { curl -ks -o /dev/null "$1"; }
 restart_kubelet() { systemctl restart kubelet; until_true answers "https://$ADDRESS:10250/healthz"; }
 restart_proxy() { systemctl restart kube-proxy; until_true answers "http://$ADDRESS:10256/healthz"; }
+has_rules() { nft list table ip kube-proxy > /dev/null 2>&1; }
 listens() { [ -n "$(ss -Hltn "sport = :$2" | grep -F "$1:$2 ")" ]; }
 listen_too() {
   systemd-run --quiet --collect --unit=kw-break socat "TCP-LISTEN:$2,bind=$1,reuseaddr,fork" PIPE
@@ -303,7 +304,8 @@ BREAKS = (
     ),
     Break(
         id="service.kubernetes",
-        broken="nft delete table ip kube-proxy",
+        # After a restart healthz answers before the first rules are written.
+        broken="until_true has_rules; nft delete table ip kube-proxy",
         heal="restart_proxy",
     ),
     # The same checks once more by what an outage is like: a stopped unit takes what it serves with it, nothing else.
