@@ -184,12 +184,6 @@ def candidate_path(path: str) -> str:
     return f"{folder}/.{name}.kubeworker-new"
 
 
-def former_path(path: str) -> str:
-    """Where the former version lies until the stage is good."""
-    folder, name = path.rsplit("/", 1)
-    return f"{folder}/.{name}.kubeworker-old"
-
-
 def _each_path(plan: StagePlan) -> str:
     files = {directory.path for directory in plan.stage.directories}
     paths = [path for path in managed_paths(plan.stage) if path not in files]

@@ -241,12 +241,6 @@ class Kube:
         document = await self.get("Node", name)
         return kube_views.node(document) if document is not None else None
 
-    async def node_leases(self) -> dict[str, LeaseStatus]:
-        """Each kubelet's Lease by node name: a kubelet that reaches the API renews it every 10 s."""
-        return {
-            each.name: each for each in map(kube_views.lease, await self.list("Lease", namespace="kube-node-lease"))
-        }
-
     async def lease(self, name: str, *, namespace: str = "kube-system") -> LeaseStatus | None:
         """A Lease; `kube-controller-manager` in kube-system names the controller-manager that leads."""
         document = await self.get("Lease", name, namespace=namespace)
@@ -362,36 +356,6 @@ class Kube:
         """The Pods that match."""
         fields = {"spec.nodeName": node} if node else None
         return tuple(map(kube_views.pod, await self.list("Pod", namespace=namespace, labels=labels, fields=fields)))
-
-    async def wait_pod(self, name: str, *, namespace: str = "default", timeout: float = 60) -> PodStatus:
-        """Wait until the Pod is Ready or has succeeded. ApiError says what kept it, with its last events."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        while True:
-            pod = await self.pod(name, namespace=namespace)
-            if pod is None:
-                raise ApiNotFound("it was deleted while waited for", subject=f"Pod {namespace}/{name}")
-            if pod.ready or pod.phase == "Succeeded":
-                return pod
-            if pod.phase == "Failed" or loop.time() >= end:
-                events = await self.events(name, namespace=namespace)
-                raise ApiError(
-                    f"{pod.phase or 'Pending'} after {timeout:.0f} s, not ready: "
-                    + "; ".join(filter(None, (pod.waiting, *events[-3:]))),
-                    subject=f"Pod {namespace}/{name}",
-                    hint=f"kubectl describe pod --namespace {namespace} {name}",
-                )
-            await asyncio.sleep(0.5)
-
-    async def wait_gone(self, kind: str, name: str, *, namespace: str = "", timeout: float = 60) -> bool:
-        """Wait until the object is gone; False if it is still there after `timeout` seconds."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        while await self.get(kind, name, namespace=namespace) is not None:
-            if loop.time() >= end:
-                return False
-            await asyncio.sleep(0.5)
-        return True
 
     async def logs(self, name: str, *, namespace: str = "default", container: str = "", tail: int = 100) -> str:
         """The last lines of a Pod's log."""
