@@ -280,5 +280,6 @@ COMPONENT = Component(
     checks=_checks,
     validate=_validate,
     warnings=_warnings,
+    cluster_wide=("certificate_days",),
     after=("host", "kube_nginx", "containerd", "kubelet"),
 )

@@ -511,5 +511,6 @@ COMPONENT = Component(
     checks=_checks,
     validate=_validate,
     warnings=_warnings,
+    cluster_wide=("client_csr", "token_minutes"),
     after=("host", "kube_nginx", "containerd"),
 )

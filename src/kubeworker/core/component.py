@@ -76,6 +76,7 @@ class Context(Generic[ConfigT]):
     """All that a component may look at to say what it wants on one node."""
 
     cluster: ClusterFile
+    """Its `components` are as they are for this node (`ClusterFile.as_seen_by`)."""
     node: NodeSpec
     config: ConfigT
     blobs: Mapping[str, Blob]
@@ -106,6 +107,8 @@ class Component(Generic[ConfigT]):
     """Raises SpecError for what the models alone can't see (a version that the component can't be set up for)."""
     gathers: bool = False
     """The stage is computed last and told what the other components require (host: fixes where asked)."""
+    cluster_wide: tuple[str, ...] = ()
+    """Fields of the config that hold for the whole cluster: a node can't have its own."""
     after: tuple[str, ...] = ()
     """Components whose stage is carried out before this one's."""
     warnings: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()

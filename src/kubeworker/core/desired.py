@@ -53,26 +53,60 @@ class Inputs:
 
 def validate_components(cluster: ClusterFile, registry: Registry) -> None:
     """SpecError: an unknown component, a wrong field, what a component can't be set up for, paths that collide."""
-    known = {component.name for component in registry}
-    for name in cluster.components:
+    _known_components(cluster.components, registry, "")
+    _validate(cluster, cluster.nodes[0].model_copy(update={"components": {}}), registry)
+    for index, node in _with_own_settings(cluster):
+        field = f"nodes.{index}."
+        _known_components(node.components, registry, field)
+        try:
+            _validate(cluster, node, registry)
+        except SpecError as error:
+            if not error.subject.startswith("components."):
+                raise
+            raise SpecError(error.message, subject=field + error.subject, hint=error.hint) from error
+
+
+def _with_own_settings(cluster: ClusterFile) -> Iterator[tuple[int, NodeSpec]]:
+    """Nodes with settings of their own, with their place in the file; of several with the same ones the first."""
+    known: list[dict[str, Any]] = [{}]
+    for index, node in enumerate(cluster.nodes):
+        if node.components not in known:
+            known.append(node.components)
+            yield index, node
+
+
+def _known_components(given: Mapping[str, Any], registry: Registry, field: str) -> None:
+    known = {component.name: component for component in registry}
+    for name, settings in given.items():
         if name not in known:
             raise SpecError(
                 f"there is no component {name!r}",
-                subject=f"components.{name}",
+                subject=f"{field}components.{name}",
                 hint=f"the components are {', '.join(sorted(known))}",
             )
+        for setting in known[name].cluster_wide if field else ():
+            if setting in settings:
+                raise SpecError(
+                    "holds for the whole cluster",
+                    subject=f"{field}components.{name}.{setting}",
+                    hint=f"set it in components.{name}",
+                )
+
+
+def _validate(cluster: ClusterFile, node: NodeSpec, registry: Registry) -> None:
+    seen = cluster.as_seen_by(node)
     for component in registry:
-        settings = config(component, cluster)
-        if component.enabled(cluster):
-            component.validate(cluster, settings)
-    # Every node has the same paths; what fills them is of no account here.
+        settings = config(component, seen)
+        if component.enabled(seen):
+            component.validate(seen, settings)
+    # Nodes with the same settings have the same paths; what fills them is of no account here.
     nothing = Blob(sha256="0" * 64, size=0)
     desired(
         cluster,
-        cluster.nodes[0],
+        node,
         registry=registry,
-        blobs={artifact.name: nothing for artifact in artifacts(cluster, registry)},
-        archives={path: Archive(references=(), blob=nothing) for path in archives(cluster, registry)},
+        blobs={artifact.name: nothing for artifact in _artifacts(seen, registry)},
+        archives={path: Archive(references=(), blob=nothing) for path in _archives(seen, registry)},
         credentials=Credentials(ca_cert=b""),
         facts=Facts(),
     )
@@ -92,6 +126,7 @@ def desired(
 
     Raises SpecError when two components claim one path.
     """
+    cluster = cluster.as_seen_by(node)
     stages: dict[str, Stage] = {}
     enabled = [component for component in registry if component.enabled(cluster)]
     for component in sorted(enabled, key=lambda component: component.gathers):
@@ -113,22 +148,30 @@ def desired(
 
 def artifacts(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
     """Every binary that the cluster's nodes need."""
-    return tuple(
-        artifact
-        for component in registry
-        if component.enabled(cluster)
-        for artifact in component.artifacts(cluster, config(component, cluster))
-    )
+    return tuple(dict.fromkeys(each for seen in _variants(cluster) for each in _artifacts(seen, registry)))
+
+
+def _artifacts(seen: ClusterFile, registry: Registry) -> Iterator[Artifact]:
+    for component in registry:
+        if component.enabled(seen):
+            yield from component.artifacts(seen, config(component, seen))
 
 
 def archives(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """Paths, on the control host, of the image archives that nodes must have imported."""
-    return tuple(
-        path
-        for component in registry
-        if component.enabled(cluster)
-        for path in component.archives(cluster, config(component, cluster))
-    )
+    return tuple(dict.fromkeys(each for seen in _variants(cluster) for each in _archives(seen, registry)))
+
+
+def _archives(seen: ClusterFile, registry: Registry) -> Iterator[str]:
+    for component in registry:
+        if component.enabled(seen):
+            yield from component.archives(seen, config(component, seen))
+
+
+def _variants(cluster: ClusterFile) -> tuple[ClusterFile, ...]:
+    """The file as its nodes see it, once for each set of settings that at least one node has."""
+    plain = (cluster,) if any(not node.components for node in cluster.nodes) else ()
+    return (*plain, *(cluster.as_seen_by(node) for _, node in _with_own_settings(cluster)))
 
 
 def checks(
@@ -141,6 +184,7 @@ def checks(
     facts: Facts,
 ) -> tuple[Check, ...]:
     """Everything that `verify` proves of this node."""
+    cluster = cluster.as_seen_by(node)
     return tuple(
         check
         for component in registry
@@ -162,10 +206,13 @@ def checks(
 def warnings(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """What a plan should warn of, whatever the nodes look like."""
     return tuple(
-        text
-        for component in registry
-        if component.enabled(cluster)
-        for text in component.warnings(cluster, config(component, cluster))
+        dict.fromkeys(
+            text
+            for seen in _variants(cluster)
+            for component in registry
+            if component.enabled(seen)
+            for text in component.warnings(seen, config(component, seen))
+        )
     )
 
 
@@ -213,6 +260,8 @@ def _paths(stage: Stage) -> Iterator[str]:
     for things in (stage.binaries, stage.files, stage.links, stage.absent, stage.deferred, stage.units):
         for thing in things:
             yield thing.path
+    for unit in stage.absent_units:
+        yield from (unit.path, *unit.paths)
 
 
 def _without_fulfilled(stages: Sequence[Stage]) -> tuple[Stage, ...]:

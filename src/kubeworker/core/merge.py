@@ -1,4 +1,4 @@
-"""Merge an operator's `config` map over a rendered document."""
+"""Merge an operator's maps: `config` over a rendered document, and one map of settings over another."""
 
 from __future__ import annotations
 
@@ -21,3 +21,16 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def stacked(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two sets of settings as one: merged over a document it gives what `base` and then `over` would give.
+
+    As `merge`, but a null is kept: it still has to remove a key of the document. The one exception to the rule: where
+    `base` replaces or removes a map of the document and `over` gives a map again, the document's is merged in.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = stacked(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

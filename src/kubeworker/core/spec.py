@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from kubeworker.core.merge import stacked
+
 
 class SpecModel(BaseModel):
     """Base: frozen, unknown fields refused, field docstrings kept as descriptions."""
@@ -201,6 +203,9 @@ class NodeSpec(SpecModel):
     """Labels of the Node object: key: value."""
     taints: tuple[Annotated[str, AfterValidator(_taint)], ...] = ()
     """Taints of the Node object: key=value:Effect."""
+    components: dict[str, dict[str, Any]] = {}
+    """This node's own settings per component, merged over `components`: maps key by key, anything else replaces. A
+    fleet of two kinds of machines, or one that changes node by node: {kube_proxy: {mode: nftables}}."""
     ssh: NodeSsh = NodeSsh()
 
 
@@ -255,6 +260,12 @@ class ClusterFile(SpecModel):
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    def as_seen_by(self, node: NodeSpec) -> ClusterFile:
+        """The same file with `components` as they are for this node: its own settings merged over everybody's."""
+        if not node.components:
+            return self
+        return self.model_copy(update={"components": stacked(self.components, node.components)})
 
 
 API_PROXY = "127.0.0.1:8443"

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from kubeworker.core.desired import Registry, validate_components
+from kubeworker.core.merge import stacked
 from kubeworker.core.spec import ClusterFile, ControlHostPath
 from kubeworker.errors import SpecError
 
@@ -167,20 +168,47 @@ def _line(root: yaml.Node, path: FieldPath) -> int:
 
 
 def _component_problems(root: yaml.Node, data: Mapping[str, Any], registry: Registry) -> Iterator[Problem]:
-    configs = data.get("components", {})
-    if not registry or not isinstance(configs, dict):
+    """What the components' own models say of `components`, and of each node's own, taken over these."""
+    common = data.get("components", {})
+    if not registry or not isinstance(common, dict):
         return
+    yield from _config_problems(root, common, {}, registry, ("components",))
+    nodes = data.get("nodes", ())
+    for index, node in enumerate(nodes if isinstance(nodes, list) else ()):
+        own = node.get("components", {}) if isinstance(node, dict) else {}
+        if isinstance(own, dict):
+            yield from _config_problems(root, own, common, registry, ("nodes", index, "components"))
+
+
+def _config_problems(
+    root: yaml.Node, configs: Mapping[str, Any], common: Mapping[str, Any], registry: Registry, prefix: FieldPath
+) -> Iterator[Problem]:
     known = {component.name: component for component in registry}
     for name, config in configs.items():
-        path: FieldPath = ("components", name)
+        path: FieldPath = (*prefix, name)
         if name not in known:
             hint = _closest(str(name), known)
             yield Problem(line=_line(root, path), path=path, message="there is no such component", hint=hint)
         elif isinstance(config, dict):
+            base = common.get(name, {})
             try:
-                known[name].config.model_validate(config)
+                known[name].config.model_validate(stacked(base, config) if isinstance(base, dict) else config)
             except ValidationError as error:
-                yield from _problems(root, error, known[name].config, path)
+                for problem in _problems(root, error, known[name].config, path):
+                    # What is wrong for everybody is said where it stands.
+                    if not common or _stands(config, problem.path[len(path) :]):
+                        yield problem
+
+
+def _stands(config: Any, path: FieldPath) -> bool:
+    """Whether the field, or a value that should have been a map with it, is in these settings."""
+    for part in path:
+        if not isinstance(config, dict):
+            return True
+        if part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def _from_component(root: yaml.Node, error: SpecError) -> Problem:
@@ -336,13 +364,30 @@ def _where(path: Path, problem: Problem) -> str:
 
 
 def _with_absolute_paths(cluster: ClusterFile, registry: Registry, base: Path) -> ClusterFile:
-    components = dict(cluster.components)
-    for component in registry:
-        if component.name in components:
-            config = component.config.model_validate(components[component.name])
-            components[component.name] = {**components[component.name], **_changes(config, base)}
     resolved = _resolved(cluster, base)
-    return resolved.model_copy(update={"components": components})
+    nodes = tuple(
+        node.model_copy(
+            update={"components": _component_paths(cluster.as_seen_by(node), node.components, registry, base)}
+        )
+        if node.components
+        else node
+        for node in resolved.nodes
+    )
+    components = _component_paths(cluster, cluster.components, registry, base)
+    return resolved.model_copy(update={"components": components, "nodes": nodes})
+
+
+def _component_paths(
+    seen: ClusterFile, given: Mapping[str, Any], registry: Registry, base: Path
+) -> dict[str, dict[str, Any]]:
+    """The settings with absolute paths: a node's come with the paths of everybody's that they are merged over."""
+    components = dict(given)
+    for component in registry:
+        if component.name in given:
+            settings = given[component.name]
+            changes = _changes(component.config.model_validate(seen.components[component.name]), base)
+            components[component.name] = settings | changes
+    return components
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.samples import CREDENTIALS, REGISTRY, cluster, files, state, units, with_component
+from tests.unit.samples import (
+    CREDENTIALS,
+    REGISTRY,
+    checks,
+    cluster,
+    files,
+    state,
+    text,
+    units,
+    with_component,
+)
 
 from kubeworker.core import desired
 from kubeworker.core.component import Component, ComponentConfig, Context, Facts, Peer
@@ -280,3 +290,85 @@ def test_check_ids_are_unique_and_stable_across_profiles() -> None:
 
     assert len(ids(cluster())) == len(set(ids(cluster())))
     assert ids(cluster()) == ids(cluster(profile="guide"))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Nodes with settings of their own
+
+
+def mixed(own: dict[str, Any], **common: Any) -> ClusterFile:
+    """Two nodes, the second with settings of its own."""
+    first, second = cluster().nodes
+    return cluster(components=common, nodes=[first, second.model_copy(update={"components": own})])
+
+
+def test_a_node_has_its_own_settings_over_everybodys() -> None:
+    spec = mixed({"kube_proxy": {"mode": "nftables"}}, kube_proxy={"config": {"iptables": {"syncPeriod": "9s"}}})
+    configs = [text(state(spec, node=node), "/etc/kubernetes/kube-proxy-config.yaml") for node in ("k8s-01", "k8s-02")]
+    assert ["mode: ipvs" in each for each in configs] == [True, False]
+    assert ["mode: nftables" in each for each in configs] == [False, True]
+    assert all("syncPeriod: 9s" in each for each in configs)
+
+
+def test_a_nodes_null_removes_what_the_tool_renders() -> None:
+    spec = mixed({"kubelet": {"config": {"readOnlyPort": None}}}, kubelet={"config": {"readOnlyPort": 10255}})
+    files_ = [text(state(spec, node=node), "/etc/kubernetes/kubelet-config.yaml") for node in ("k8s-01", "k8s-02")]
+    assert ["readOnlyPort" in each for each in files_] == [True, False]
+
+
+def test_a_nodes_own_api_proxy_is_what_its_clients_use() -> None:
+    spec = mixed({"kube_nginx": {"listen": "127.0.0.1:9443"}})
+    kubeconfigs = [
+        text(state(spec, node=node), "/etc/kubernetes/kube-proxy.kubeconfig") for node in ("k8s-01", "k8s-02")
+    ]
+    assert ["https://127.0.0.1:9443" in each for each in kubeconfigs] == [False, True]
+
+
+def test_checks_and_warnings_follow_the_nodes_own_settings() -> None:
+    spec = mixed({"kube_proxy": {"mode": "ipvs"}}, kube_proxy={"mode": "nftables"})
+    assert any("ipvs" in warning for warning in desired.warnings(spec, REGISTRY))
+    modes = [checks(spec, node=node)["kube_proxy.mode"] for node in ("k8s-01", "k8s-02")]
+    assert [getattr(each, "contains", "") for each in modes] == ["nftables", "ipvs"]
+
+
+def test_every_nodes_archives_are_read_and_each_gets_its_own() -> None:
+    spec = mixed({"containerd": {"preload_images": ["b.tar"]}}, containerd={"preload_images": ["a.tar"]})
+    assert desired.archives(spec, REGISTRY) == ("a.tar", "b.tar")
+    images = [image.reference for stage in state(spec, node="k8s-02").stages for image in stage.images]
+    assert images == ["example.org/b.tar:1"]
+    assert len(desired.artifacts(spec, REGISTRY)) == len(desired.artifacts(cluster(), REGISTRY))
+
+
+@pytest.mark.parametrize(
+    ("own", "subject", "message"),
+    [
+        ({"kubelt": {}}, "nodes.1.components.kubelt", "no component"),
+        ({"kubelet": {"maxpods": 5}}, "nodes.1.components.kubelet.maxpods", "no such field"),
+        ({"kube_proxy": {"mode": "ebpf"}}, "nodes.1.components.kube_proxy.mode", "nftables"),
+        ({"kube_nginx": {"listen": "0.0.0.0:1"}}, "nodes.1.components.kube_nginx.listen", "loopback"),
+        ({"kubelet": {"client_csr": "auto"}}, "nodes.1.components.kubelet.client_csr", "whole cluster"),
+        ({"kubelet": {"token_minutes": 30}}, "nodes.1.components.kubelet.token_minutes", "whole cluster"),
+        ({"kube_proxy": {"certificate_days": 90}}, "nodes.1.components.kube_proxy.certificate_days", "whole cluster"),
+    ],
+)
+def test_a_nodes_wrong_setting_is_named_with_the_node(own: dict[str, Any], subject: str, message: str) -> None:
+    error = refused(mixed(own))
+    assert error.subject == subject
+    assert message in error.message
+    assert error.hint or message in {"nftables", "loopback"}
+
+
+def test_what_a_version_cant_do_is_refused_for_one_node_too() -> None:
+    spec = mixed({"kube_proxy": {"mode": "nftables"}}).model_copy(
+        update={"versions": cluster().versions.model_copy(update={"kubernetes": "1.30.0"})}
+    )
+    assert refused(spec).subject == "nodes.1.components.kube_proxy.mode"
+
+
+@given(st.sampled_from(["kubelet", "kube_proxy", "containerd"]), st.dictionaries(KEYS, VALUES, max_size=3))
+def test_the_same_settings_mean_the_same_on_one_node_and_on_all(name: str, config: dict[str, Any]) -> None:
+    own, common = mixed({name: {"config": config}}), with_component(name, config=config)
+    with suppress(SpecError):
+        desired.validate_components(common, REGISTRY)
+        assert files(state(own, node="k8s-02")) == files(state(common, node="k8s-02"))
+        assert files(state(own, node="k8s-01")) == files(state(cluster(), node="k8s-01"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubeworker.core.formats import nginx, toml, unit, yaml
 from kubeworker.core.formats.nginx import Block
-from kubeworker.core.merge import merge
+from kubeworker.core.merge import merge, stacked
 
 # No surrogates (no UTF-8 for them) and no control characters, which no file here has a use for.
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufeff"), max_size=20)
@@ -195,3 +195,14 @@ def test_maps_merge_lists_and_values_replace_and_null_removes() -> None:
     over = {"a": {"y": 3, "z": {"new": None, "kept": 1}}, "b": [9], "c": None, "d": {"now": "a map"}}
     assert merge(base, over) == {"a": {"x": 1, "y": 3, "z": {"kept": 1}}, "b": [9], "d": {"now": "a map"}}
     assert base["a"] == {"x": 1, "y": 2}
+
+
+FLAT = st.dictionaries(st.sampled_from("abc"), st.none() | st.integers(0, 3), max_size=3)
+NESTED = st.dictionaries(st.sampled_from("xyz"), FLAT, max_size=3)
+
+
+@given(NESTED, NESTED, NESTED)
+def test_settings_merged_over_settings_say_what_the_two_say_after_one_another(
+    base: dict[str, Any], one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    assert merge(base, stacked(one, two)) == merge(merge(base, one), two)

@@ -74,6 +74,34 @@ def refused(tmp_path: Path) -> Refusal:
             "integer",
             "",
         ),
+        (
+            "address: 172.31.32.72}",
+            "address: 172.31.32.72, components: {kubelet: {max_pod: 3}}}",
+            "cluster.yaml:8: nodes.1.components.kubelet.max_pod",
+            "no such field",
+            "did you mean max_pods?",
+        ),
+        (
+            "address: 172.31.32.72}",
+            "address: 172.31.32.72, components: {kubelt: {}}}",
+            "cluster.yaml:8: nodes.1.components.kubelt",
+            "no such component",
+            "did you mean kubelet?",
+        ),
+        (
+            "address: 172.31.32.72}",
+            "address: 172.31.32.72, components: {kubelet: {client_csr: auto}}}",
+            "cluster.yaml:8: nodes.1.components.kubelet.client_csr",
+            "whole cluster",
+            "set it in components.kubelet",
+        ),
+        (
+            "address: 172.31.32.72}",
+            "address: 172.31.32.72, components: {kubelet: 3}}",
+            "cluster.yaml:8: nodes.1.components.kubelet",
+            "must be a map",
+            "",
+        ),
     ],
 )
 def test_wrong_values_are_named_with_their_line(
@@ -163,3 +191,19 @@ def test_merge_keys_and_anchors_work_and_errors_behind_them_have_a_line(refused:
     path.write_text(text)
     assert load(path).nodes[1].labels == {"a": "b"}
     assert refused(text.replace("1.2.3.4", "1.2.3")).subject == "cluster.yaml:8: nodes.1.address"
+
+
+def test_what_is_wrong_for_every_node_is_said_once(refused: Refusal) -> None:
+    text = GOOD.replace("172.31.32.72}", "172.31.32.72, components: {kubelet: {max_pods: 9}}}")
+    error = refused(text + "components:\n  kubelet: {token_minutes: 1}\n")
+    assert error.subject == "cluster.yaml:10: components.kubelet.token_minutes"
+    assert "more" not in error.message
+
+
+def test_paths_of_a_nodes_own_settings_are_relative_to_the_file_too(tmp_path: Path) -> None:
+    own = "172.31.32.72, components: {containerd: {preload_images: [b.tar]}}}"
+    path = tmp_path / "cluster.yaml"
+    path.write_text(GOOD.replace("172.31.32.72}", own) + "components: {containerd: {preload_images: [a.tar]}}\n")
+    cluster = load(path, discover())
+    images = [cluster.as_seen_by(node).components["containerd"]["preload_images"] for node in cluster.nodes]
+    assert images == [(str(tmp_path / "a.tar"),), (str(tmp_path / "b.tar"),)]
