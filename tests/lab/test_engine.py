@@ -14,11 +14,13 @@ from kubeworker.core import actions, diff, node_script, probe
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.model import (
     Absent,
+    AbsentUnit,
     Binary,
     ConfigCheck,
     Directory,
     File,
     Gate,
+    Leftover,
     Link,
     NodeState,
     RequirePort,
@@ -334,6 +336,65 @@ async def test_a_run_whose_control_host_vanishes_finishes_or_rolls_back(engine: 
     # The next run waits for the lock, and finds the former state.
     assert await engine.ask(f"flock -w 30 {HOME}/lock cat {ETC}/secret") == "one"
     assert await engine.changes(demo()) == []
+
+
+def gone(*, remove: str = "rm /run/kwtest.reloads") -> NodeState:
+    """The demo's server must not be there; what it wrote of its reloads stands for rules in the kernel."""
+    trace = Leftover(name="its trace", present="[ -e /run/kwtest.reloads ]", remove=remove, reason="it is gone")
+    server = AbsentUnit(
+        name="kwtest.service",
+        reason="nobody needs it",
+        paths=(SERVER, f"{ETC}/conf", f"{ETC}/secret", f"{ETC}/link"),
+        directories=(ETC,),
+        leftovers=(trace,),
+    )
+    return NodeState(node="worker-01", bin_dir=BIN_DIR, stages=(Stage(component="demo", absent_units=(server,)),))
+
+
+_REMOVED = "systemctl is-active kwtest.service; systemctl is-enabled kwtest.service 2>&1; ls -A /etc/systemd/system"
+
+
+async def test_a_unit_that_must_not_be_there_goes_with_all_that_was_its_own(engine: Engine) -> None:
+    await engine.ask(
+        "touch /run/kwtest.reloads; mkdir /etc/systemd/system/kwtest.service.d;"
+        "printf '[Service]\nNice=1\n' > /etc/systemd/system/kwtest.service.d/site.conf; systemctl daemon-reload"
+    )
+    done = await engine.apply(gone())
+    assert done[:2] == [("stop", "kwtest.service"), ("leftover", "its trace")]
+    assert ("remove", "site.conf") in done
+    state, enabled, *units = (await engine.ask(_REMOVED)).splitlines()
+    assert state == "inactive"
+    assert "No such file" in enabled or enabled == "not-found"
+    assert not [unit for unit in units if unit.startswith("kwtest.service")]
+    left = f"ls -A {ETC} /opt/kwtest/bin /opt/kwtest/bin/.store {HOME}/started /run/kwtest.reloads 2> /dev/null"
+    assert (await engine.ask(left)).split() == [
+        *("/opt/kwtest/bin:", ".store"),
+        *("/opt/kwtest/bin/.store:", "history"),
+        *(f"{HOME}/started:", "kwtest-dependent.service"),
+    ]
+    assert await engine.leftovers() == ""
+
+
+async def test_a_removal_that_fails_leaves_the_unit_running_and_enabled(engine: Engine) -> None:
+    await engine.ask("touch /run/kwtest.reloads")
+    with pytest.raises(ActionFailed, match="its trace: it is busy"):
+        await engine.apply(gone(remove="echo it is busy; exit 1"))
+    assert await engine.ask("systemctl is-active kwtest.service; systemctl is-enabled kwtest.service") == (
+        "active\nenabled"
+    )
+    assert await engine.leftovers() == ""
+    assert [kind for kind, _ in await engine.changes(demo())] in ([], ["start"])
+
+
+@pytest.mark.parametrize("moment", ["end 0", "remove /etc/systemd/system/kwtest.service"])
+async def test_a_removal_that_was_killed_is_finished_by_the_next_run(engine: Engine, moment: str) -> None:
+    await engine.ask("touch /run/kwtest.reloads")
+    (plan,) = await engine.plan(gone())
+    with pytest.raises(ActionFailed, match="stopped half-way"):
+        await engine.stage(plan, edit=(moment, f"{moment}\nkill -KILL $$"))
+    assert ("stop", "kwtest.service") in await engine.apply(gone())
+    assert await engine.leftovers() == ""
+    assert (await engine.ask(_REMOVED)).startswith("inactive\n")
 
 
 async def test_a_full_disk_leaves_everything_as_it_was(engine: Engine) -> None:

@@ -56,7 +56,7 @@ class PlanDocument(TypedDict):
     warnings: list[str]
 
 
-KINDS = {"restart": "yellow", "reload": "yellow", "remove": "red", "start": "green"}
+KINDS = {"restart": "yellow", "reload": "yellow", "remove": "red", "stop": "red", "leftover": "red", "start": "green"}
 """Colour of the kinds of action that an operator looks for first."""
 
 

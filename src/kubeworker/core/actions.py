@@ -8,7 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
-from kubeworker.core.model import Binary, Blob, ConfigCheck, Deferred, Directory, File, Image, Link, Stage, Unit
+from kubeworker.core.model import (
+    AbsentUnit,
+    Binary,
+    Blob,
+    ConfigCheck,
+    Deferred,
+    Directory,
+    File,
+    Image,
+    Leftover,
+    Link,
+    Stage,
+    Unit,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +99,8 @@ class SetMode:
 class RemovePath:
     path: str
     reason: str
+    folder_too: bool = False
+    """Its folder goes with it where nothing else is in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +140,20 @@ class ReloadUnit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StopUnit:
+    """Stopped and disabled, to be gone."""
+
+    unit: AbsentUnit
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveLeftover:
+    leftover: Leftover
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportImage:
     image: Image
     reason: str
@@ -147,6 +176,8 @@ Action: TypeAlias = (
     | StartUnit
     | RestartUnit
     | ReloadUnit
+    | StopUnit
+    | RemoveLeftover
     | ImportImage
 )
 
@@ -208,6 +239,10 @@ def kind(action: Action) -> str:
             return "restart"
         case ReloadUnit():
             return "reload"
+        case StopUnit():
+            return "stop"
+        case RemoveLeftover():
+            return "leftover"
         case ImportImage():
             return "image"
         case _:
@@ -239,6 +274,10 @@ def subject(action: Action) -> str:
             return " ".join(units)
         case EnableUnit(unit=unit) | StartUnit(unit=unit) | RestartUnit(unit=unit) | ReloadUnit(unit=unit):
             return unit.name
+        case StopUnit(unit=absent):
+            return absent.name
+        case RemoveLeftover(leftover=leftover):
+            return leftover.name
         case ImportImage(image=image):
             return image.reference
         case _:

@@ -58,6 +58,9 @@ class Facts:
     """The node has a client certificate that is valid now and was signed by the cluster's CA."""
     pod_cidr: str = ""
     peers: tuple[Peer, ...] = ()
+    service_proxy_replaced: bool = False
+    """Services work on this node without kube-proxy: the network plugin's agent here is Ready and says that it does
+    kube-proxy's work. kube-proxy is taken away only then, where `replaces_kube_proxy` asks for it."""
     resolv_conf: str = "/etc/resolv.conf"
     """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
 
@@ -137,3 +140,12 @@ def api_proxy_url(cluster: ClusterFile) -> str:
     """
     listen: str = cluster.components.get("kube_nginx", {}).get("listen", API_PROXY)
     return f"https://{listen}"
+def replaces_kube_proxy(cluster: ClusterFile) -> bool:
+    """Whether the network plugin does kube-proxy's work: Cilium with `kube_proxy_replacement: true`.
+
+    Read from the file and not from the component, since no component may know another.
+    """
+    settings = cluster.components.get("cilium", {})
+    return str(cluster.cni) == "cilium" and bool(settings.get("kube_proxy_replacement", False))
+
+

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,15 +27,28 @@ from kubeworker.core.actions import (
     PutFile,
     PutLink,
     ReloadUnit,
+    RemoveLeftover,
     RemovePath,
     RestartUnit,
     SetMode,
     SetSysctl,
     StagePlan,
     StartUnit,
+    StopUnit,
     SwapOff,
 )
-from kubeworker.core.model import Blob, Directory, File, KubeconfigTarget, NodeState, RequireCommand, Stage, Unit
+from kubeworker.core.model import (
+    AbsentUnit,
+    Blob,
+    Directory,
+    File,
+    KubeconfigTarget,
+    Leftover,
+    NodeState,
+    RequireCommand,
+    Stage,
+    Unit,
+)
 from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
 from kubeworker.core.probe import DROPIN_DIRS, store_path
 
@@ -56,9 +70,11 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
             changed=frozenset(_changed(before)),
             written=frozenset(action.file.path for action in before if isinstance(action, PutFile)),
         )
+        gone = tuple(action for absent in stage.absent_units for action in _absent_unit(absent, observed))
         units = tuple(_units(stage, about, restarting))
+        leftovers = tuple(_leftovers(stage.leftovers, observed))
         images = tuple(_images(stage, observed))
-        done = (*before, *units, *images)
+        done = (*before, *gone, *units, *leftovers, *images)
         if done:
             changing = {actions.subject(action) for action in before}
             plans.append(
@@ -125,6 +141,11 @@ def _before_units(stage: Stage, observed: Observed) -> Iterator[Action]:
     for absent in stage.absent:
         if absent.path in observed.files:
             yield RemovePath(path=absent.path, reason=absent.reason)
+    named = {*(file.path for file in stage.files), *(absent.path for absent in stage.absent)}
+    for marked in stage.marked:
+        for path in sorted(observed.marked - named):
+            if fnmatch.fnmatchcase(path, marked.pattern):
+                yield RemovePath(path=path, reason=marked.reason, folder_too=True)
 
 
 def _packages(stage: Stage, observed: Observed) -> Iterator[Action]:
@@ -256,6 +277,7 @@ def _contents(state: NodeState) -> dict[str, str]:
         wanted.update((binary.path, binary.blob.sha256) for binary in stage.binaries)
         wanted.update((file.path, file.sha256) for file in _files(stage))
         wanted.update((absent.path, NONE) for absent in stage.absent)
+        wanted.update((path, NONE) for unit in stage.absent_units if not unit.waits_for for path in unit.paths)
     return wanted
 
 
@@ -337,6 +359,42 @@ def _unit(unit: Unit, seen: SeenUnit, inputs: _Inputs, restarting: dict[str, str
         return
     if why := _reload_reason(seen, _digest(reload), inputs.changed & reload.keys()):
         yield ReloadUnit(unit=unit, record=record, reason=why)
+
+
+def held_back(state: NodeState, observed: Observed) -> tuple[str, ...]:
+    """Absent units that are there and have to wait, as `name: what for`."""
+    units = (unit for stage in state.stages for unit in stage.absent_units if unit.waits_for)
+    return tuple(f"{unit.name}: removed once {unit.waits_for}" for unit in units if _traces(unit, observed))
+
+
+def _traces(absent: AbsentUnit, observed: Observed) -> bool:
+    """Whether systemd or the tool's own start records know the unit, or a file of it is there."""
+    seen = observed.units.get(absent.name, SeenUnit(name=absent.name))
+    known = seen.load_state != "not-found" or seen.active_state != "inactive" or bool(seen.file_state)
+    return known or seen.record is not None or absent.path in observed.files
+
+
+def _absent_unit(absent: AbsentUnit, observed: Observed) -> Iterator[Action]:
+    if absent.waits_for:
+        return
+    there = _traces(absent, observed)
+    if there:
+        yield StopUnit(unit=absent, reason=absent.reason)
+    yield from _leftovers(absent.leftovers, observed)
+    # A drop-in that a package brings is the package's; without the unit it does nothing.
+    prefixes = tuple(f"{directory}/{absent.name}.d/" for directory in DROPIN_DIRS if not directory.startswith("/usr"))
+    dropins = sorted(path for path in observed.files if path.startswith(prefixes))
+    for path in (*dropins, *absent.paths, absent.path):
+        if path in observed.files:
+            yield RemovePath(path=path, reason=absent.reason)
+    if there or dropins:
+        yield DaemonReload(units=(absent.name,), reason="its files are gone")
+
+
+def _leftovers(leftovers: Iterable[Leftover], observed: Observed) -> Iterator[Action]:
+    for leftover in leftovers:
+        if leftover.name in observed.leftovers:
+            yield RemoveLeftover(leftover=leftover, reason=leftover.reason)
 
 
 def _restart_reason(seen: SeenUnit, digest: str, changed: Iterable[str]) -> str:

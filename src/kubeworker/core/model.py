@@ -68,6 +68,20 @@ class Absent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Marked:
+    """Files that the tool writes under names it can't know later: their first line tells that they are its own.
+
+    One that no stage names any more is removed, and its folder where that is empty then.
+    """
+
+    pattern: str
+    """Of their paths, as sh expands it: /etc/containerd/certs.d/*/*"""
+    line: str
+    """Their first line."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferred:
     """A file that will be desired later, in this same run, once a fact is known (a node's podCIDR, say).
 
@@ -206,6 +220,49 @@ class Unit:
     def file(self) -> File:
         """The unit file as a managed file."""
         return File(path=self.path, content=self.content.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """Traces that something left in the node's kernel and that nobody takes away (kube-proxy's rules of another mode).
+
+    Removed when no unit makes them any more: once the stage's units are healthy, or its absent unit has stopped.
+    """
+
+    name: str
+    """What a plan calls it: `kube-proxy's ipvs rules`."""
+    present: str
+    """POSIX sh that looks only: exit status 0 where there is something to remove. Part of the probe."""
+    remove: str
+    """POSIX sh that removes it, or what is left of it; another exit status than 0 fails the stage with its output."""
+    reason: str
+    seconds: int = 60
+    """How long `remove` may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbsentUnit:
+    """A systemd unit that must not be there, nor what only it needs: stopped and disabled, leftovers and files removed.
+
+    In this order, so that a run that dies half-way is finished by the next: the files that name it go last. Where
+    something fails before that, the unit runs again.
+    """
+
+    name: str
+    reason: str
+    paths: tuple[str, ...] = ()
+    """Binaries and files that go with it; the unit file and its drop-ins below /etc and /run do so without a word."""
+    directories: tuple[str, ...] = ()
+    """Removed with the files where empty by then."""
+    leftovers: tuple[Leftover, ...] = ()
+    waits_for: str = ""
+    """What must come true before it may go, where that is still open: nothing is done yet, and the plan says so of a
+    unit that is there."""
+
+    @property
+    def path(self) -> str:
+        """Where the unit file lies (systemd.unit(5))."""
+        return f"/etc/systemd/system/{self.name}"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -412,7 +469,8 @@ class Stage:
     """All that one component wants on one node, in the order in which a stage is carried out.
 
     requirements -> modules, sysctls -> directories -> blobs sent -> config checks -> binaries, files, links, absent
-    -> units (daemon-reload, enable, restart or reload, gate) -> images.
+    -> units (daemon-reload, enable, restart or reload, gate) -> leftovers -> images. Absent units stop, and their
+    leftovers go, before the first file changes.
     """
 
     component: str
@@ -428,9 +486,12 @@ class Stage:
     files: tuple[File, ...] = ()
     links: tuple[Link, ...] = ()
     absent: tuple[Absent, ...] = ()
+    marked: tuple[Marked, ...] = ()
     deferred: tuple[Deferred, ...] = ()
     config_checks: tuple[ConfigCheck, ...] = ()
     units: tuple[Unit, ...] = ()
+    absent_units: tuple[AbsentUnit, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
     images: tuple[Image, ...] = ()
     kubeconfigs: tuple[KubeconfigTarget, ...] = ()
     tls_endpoints: tuple[TlsEndpoint, ...] = ()

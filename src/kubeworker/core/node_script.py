@@ -31,12 +31,14 @@ from kubeworker.core.actions import (
     PutFile,
     PutLink,
     ReloadUnit,
+    RemoveLeftover,
     RemovePath,
     RestartUnit,
     SetMode,
     SetSysctl,
     StagePlan,
     StartUnit,
+    StopUnit,
     SwapOff,
     UnitAction,
     subject,
@@ -77,6 +79,7 @@ def stage_script(plan: StagePlan, *, home: str = HOME) -> str:
         *_swaps(plan),
         *_units(plan),
         "commit",
+        *_leftovers(plan, after_stop=False),
         *_images(plan),
         *_bookkeeping(plan),
         "finished=yes",
@@ -104,7 +107,9 @@ def stage_seconds(plan: StagePlan) -> float:
     images = 300 * sum(isinstance(action, ImportImage) for action in plan.actions)
     # Twice: a failing unit is followed by the start of its former version.
     waits = 2 * sum(START_TIMEOUT + unit.gate.timeout for unit in units)
-    return 120 + LOCK_WAIT + CHECK_TIMEOUT * len(plan.checks) + waits + installs + images
+    stops = 2 * START_TIMEOUT * sum(isinstance(action, StopUnit) for action in plan.actions)
+    leftovers = sum(action.leftover.seconds for action in plan.actions if isinstance(action, RemoveLeftover))
+    return 120 + LOCK_WAIT + CHECK_TIMEOUT * len(plan.checks) + waits + stops + leftovers + installs + images
 
 
 def receive_script(bin_dir: str, blobs: Sequence[Blob], *, home: str = HOME) -> str:
@@ -186,7 +191,9 @@ def candidate_path(path: str) -> str:
 
 def _each_path(plan: StagePlan) -> str:
     files = {directory.path for directory in plan.stage.directories}
-    paths = [path for path in managed_paths(plan.stage) if path not in files]
+    # A drop-in that somebody gave to an absent unit is known from the observation alone.
+    removed = [action.path for action in plan.actions if isinstance(action, RemovePath)]
+    paths = [path for path in dict.fromkeys([*managed_paths(plan.stage), *removed]) if path not in files]
     calls = "".join(f'\n  "$1" {shlex.quote(path)}' for path in paths)
     return f"each_path() {{ # each_path FUNCTION: call it with every managed path of the stage\n  :{calls}\n}}"
 
@@ -276,6 +283,7 @@ def _swaps(plan: StagePlan) -> Iterator[str]:
             case _:
                 pass
     yield "swapping=yes"
+    yield from _stops(plan)
     for number, action in enumerate(plan.actions):
         match action:
             case PutBinary() | PutFile() | PutLink():
@@ -286,6 +294,21 @@ def _swaps(plan: StagePlan) -> Iterator[str]:
                 yield _act(number, _call("set_mode", path, f"{mode:04o}", owner))
             case _:
                 pass
+
+
+def _stops(plan: StagePlan) -> Iterator[str]:
+    for number, action in _numbered(plan, StopUnit):
+        yield _act(number, _call("stop_for_good", subject(action)))
+    yield from _leftovers(plan, after_stop=True)
+
+
+def _leftovers(plan: StagePlan, *, after_stop: bool) -> Iterator[str]:
+    """Removed once nothing makes them any more: after an absent unit's stop, or when the stage's units are healthy."""
+    early = {leftover.name for unit in plan.stage.absent_units for leftover in unit.leftovers}
+    for number, action in _numbered(plan, RemoveLeftover):
+        if isinstance(action, RemoveLeftover) and (action.leftover.name in early) == after_stop:
+            leftover = action.leftover
+            yield _act(number, _call("remove_leftover", leftover.name, leftover.seconds, leftover.remove))
 
 
 def _units(plan: StagePlan) -> Iterator[str]:
@@ -362,7 +385,14 @@ def _bookkeeping(plan: StagePlan) -> Iterator[str]:
     for binary in placed:
         yield _call("placed", binary.blob.sha256, binary.path)
         yield _call("index", binary.blob.sha256, binary.path, store_path(plan.bin_dir, binary.blob.sha256))
-    if placed or any(isinstance(action, ImportImage) for action in plan.actions):
+    emptied = [action.path for action in plan.actions if isinstance(action, RemovePath) and action.folder_too]
+    for folder in dict.fromkeys(path.rpartition("/")[0] for path in emptied):
+        yield _call("drop_empty", folder)
+    stopped = [action.unit for action in plan.actions if isinstance(action, StopUnit)]
+    for unit in stopped:
+        yield _call("forget_unit", unit.name, *unit.directories)
+        yield _call("displaced", *unit.paths)
+    if placed or stopped or any(isinstance(action, ImportImage) for action in plan.actions):
         yield _call("tidy_store", *_names(plan.kept))
 
 
@@ -509,6 +539,7 @@ remove() {{ # remove PATH
   keep_former "$1"
   try "$1" rm -f -- "$1"
 }}
+drop_empty() {{ rmdir -- "$1" 2> /dev/null || :; }}
 put_back() {{
   # What was not running before is stopped while systemd still knows its unit file; the last touched first, since it
   # may require another.
@@ -520,7 +551,8 @@ put_back() {{
   each_path put_back_one
   xargs -r -d '\n' rm -f -- < "$work/created"
   [ -z "$reloaded" ] || systemctl daemon-reload < /dev/null 9>&-
-  while read -r _ unit was _; do
+  while read -r _ unit was enabled; do
+    [ "$enabled" != enabled ] || [ "$(systemctl is-enabled -- "$unit")" = enabled ] || systemctl enable -q -- "$unit"
     [ "$was" = active ] || continue
     systemctl reset-failed -- "$unit"
     timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
@@ -549,6 +581,26 @@ touch_unit() {{ # remember how the unit was before the stage, once
 forget_start() {{
   touch_unit "$1"
   [ ! -f "$home/started/$1" ] || mv -f -- "$home/started/$1" "$work/record.$1"
+}}
+stop_for_good() {{ # stop_for_good UNIT
+  touch_unit "$1"
+  # The record stays until the files are gone: by it the next run knows that this one did not get to its end.
+  [ ! -f "$home/started/$1" ] || cp -- "$home/started/$1" "$work/record.$1"
+  [ "$(systemctl is-active -- "$1")" = inactive ] || systemctl_unit stop "$1"
+  systemctl reset-failed -- "$1" 2> /dev/null
+  case $(systemctl is-enabled -- "$1" 2> /dev/null) in
+    enabled | enabled-runtime) try "systemctl disable $1" systemctl disable -q -- "$1" ;;
+  esac
+}}
+remove_leftover() {{ # remove_leftover NAME SECONDS SCRIPT
+  try "$1" timeout "$2" sh -c "$3"
+}}
+forget_unit() {{ # forget_unit UNIT DIRECTORY...: what is left of it once its files are gone
+  rm -f -- "$home/started/$1"
+  rmdir -- "/etc/systemd/system/$1.d" "/run/systemd/system/$1.d" 2> /dev/null
+  shift
+  [ "$#" -eq 0 ] || rmdir -- "$@" 2> /dev/null
+  :
 }}
 restore_record() {{
   [ -f "$work/record.$1" ] || return 0
@@ -659,6 +711,13 @@ import_image() {{ # import_image CTR BLOB SHA256 REFERENCE
 }}
 placed() {{ # placed SHA256 PATH: the store's memory of which blobs a path had
   printf '%s\t%s\n' "$1" "$2" >> "$store/history"
+}}
+displaced() {{ # displaced PATH...: what lay there is no former version of anything any more
+  [ -f "$store/history" ] || return 0
+  for path in "$@"; do
+    awk -F '\t' -v path="$path" '$2 != path' "$store/history" > "$work/history" &&
+      cat -- "$work/history" > "$store/history"
+  done
 }}
 index() {{ # index SHA256 PATH...: what was just hashed need not be hashed by the next probe
   sum=$1; shift

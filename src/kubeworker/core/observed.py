@@ -141,6 +141,10 @@ class Observed:
     commands: frozenset[str] = frozenset()
     proxy_modes: Mapping[str, str] = field(default_factory=dict)
     """kube-proxy mode -> "yes" or the reason why the kernel can't."""
+    leftovers: frozenset[str] = frozenset()
+    """Names of the leftovers that are there."""
+    marked: frozenset[str] = frozenset()
+    """Paths of the files that bear the mark of a `Marked`."""
     images: frozenset[str] | None = None
     """References in containerd's k8s.io namespace; None where containerd did not answer."""
     kubelet_client_cert: str = ""
@@ -205,6 +209,8 @@ class _Reading:
         self.pid_units: dict[int, str] = {}
         self.commands: set[str] = set()
         self.proxy_modes: dict[str, str] = {}
+        self.leftovers: set[str] = set()
+        self.marked: set[str] = set()
         self.images: set[str] | None = None
         self.kubeconfig: dict[str, str] = {}
         self.nameservers: list[str] = []
@@ -236,6 +242,8 @@ class _Reading:
             ),
             commands=frozenset(self.commands),
             proxy_modes=self.proxy_modes,
+            leftovers=frozenset(self.leftovers),
+            marked=frozenset(self.marked),
             images=None if self.images is None else frozenset(self.images),
             kubelet_client_cert=_pem(values.get("client-cert", "")),
             kubelet_kubeconfig=KubeletKubeconfig(
@@ -294,6 +302,10 @@ class _Reading:
             case "proxy-mode":
                 mode, answer = rest.split("\t", 1)
                 self.proxy_modes[mode] = answer
+            case "leftover":
+                self.leftovers.add(rest)
+            case "marked":
+                self.marked.add(rest)
             case "images":
                 self.images = set()
             case "image":

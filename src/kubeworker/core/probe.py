@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from kubeworker.core.model import (
     File,
+    Leftover,
     NodeState,
     RequireCommand,
     RequireDisk,
@@ -81,13 +82,23 @@ def managed_paths(stage: Stage) -> tuple[str, ...]:
     paths += [deferred.path for deferred in stage.deferred]
     paths += [target.path for target in stage.kubeconfigs]
     paths += [unit.path for unit in stage.units]
+    for absent_unit in stage.absent_units:
+        paths += [absent_unit.path, *absent_unit.paths]
     return tuple(dict.fromkeys(paths))
+
+
+def leftovers(stage: Stage) -> tuple[Leftover, ...]:
+    """What must not be left in the kernel, of the stage's absent units too, in the order in which it is removed."""
+    return (*(each for unit in stage.absent_units for each in unit.leftovers), *stage.leftovers)
 
 
 def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
     """The probe for one desired state; `rehash` ignores the index. The set of paths must not depend on facts."""
     paths = _paths(state)
-    units = sorted({unit.name for stage in state.stages for unit in stage.units})
+    units = sorted(
+        {unit.name for stage in state.stages for unit in stage.units}
+        | {unit.name for stage in state.stages for unit in stage.absent_units}
+    )
     requirements = [requirement for stage in state.stages for requirement in stage.requirements]
     parts = [
         _IDENTITY,
@@ -100,6 +111,8 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _units(units),
         _files(state, paths, units, rehash=rehash),
         _links(state),
+        _marked(state),
+        _leftovers(state),
         _KUBELET,
     ]
     looking = "\n".join(part for part in parts if part)
@@ -407,6 +420,29 @@ def _links(state: NodeState) -> str:
     return "\n".join(
         f"[ ! -L {path} ] || printf 'target\\t%s\\t%s\\n' \"$(readlink -n -- {path} | base64 -w 0)\" {path}"
         for path in paths
+    )
+
+
+def _marked(state: NodeState) -> str:
+    """The patterns are the components' own words, and unquoted: sh expands them."""
+    return "\n".join(
+        f"""for path in {each.pattern}; do
+  case $path in *"$nl"*) continue ;; esac
+  [ -f "$path" ] && [ ! -L "$path" ] && [ -r "$path" ] || continue
+  line=
+  read -r line < "$path" || :
+  [ "$line" != {shlex.quote(each.line)} ] || field marked "$path"
+done"""
+        for stage in state.stages
+        for each in stage.marked
+    )
+
+
+def _leftovers(state: NodeState) -> str:
+    return "\n".join(
+        f"! (\n{each.present}\n) > /dev/null 2>&1 < /dev/null || field leftover {shlex.quote(each.name)}"
+        for stage in state.stages
+        for each in leftovers(stage)
     )
 
 

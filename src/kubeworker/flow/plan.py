@@ -12,7 +12,7 @@ from typing import Any
 from kubeworker.core import actions, desired, joined, preflight, probe
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
-from kubeworker.core.diff import diff
+from kubeworker.core.diff import diff, held_back
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import NodeState
 from kubeworker.core.observed import Observed, parse
@@ -218,7 +218,10 @@ def _node_plan(
     return NodePlan(
         name=node.name,
         stages=() if faults else stages,
-        deferred=tuple(f"{each.path}: {each.reason}" for stage in state.stages for each in stage.deferred),
+        deferred=(
+            *(f"{each.path}: {each.reason}" for stage in state.stages for each in stage.deferred),
+            *held_back(state, observed),
+        ),
         warnings=tuple(finding.message for finding in findings if finding.severity == "warning"),
         state=state,
         joining=joining,

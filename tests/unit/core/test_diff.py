@@ -16,9 +16,10 @@ from tests.unit.core.engine_states import (
 )
 
 from kubeworker.core import actions
-from kubeworker.core.diff import diff
+from kubeworker.core.diff import diff, held_back
 from kubeworker.core.model import (
     Absent,
+    AbsentUnit,
     Binary,
     ConfigCheck,
     Deferred,
@@ -26,6 +27,7 @@ from kubeworker.core.model import (
     File,
     Image,
     KubeconfigTarget,
+    Leftover,
     Link,
     Module,
     NodeState,
@@ -34,7 +36,7 @@ from kubeworker.core.model import (
     Sysctl,
     Unit,
 )
-from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile
+from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit, StartRecord
 from kubeworker.core.probe import store_path
 
 KUBELET = b"kubelet"
@@ -392,6 +394,101 @@ def test_modules_and_sysctls() -> None:
         sysctls={"net.ipv4.ip_forward": "0", "net.ipv4.tcp_rmem": "1 2 3"},
     )
     assert done(wanted, observed) == [("module", "br_netfilter"), ("sysctl", "net.ipv4.ip_forward")]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What must not be there
+
+
+RULES = Leftover(name="demo's rules", present="[ -e /run/rules ]", remove="rm /run/rules", reason="demo is gone")
+PROXY = "/etc/systemd/system/demo.service"
+DROPIN = f"{PROXY}.d/50-site.conf"
+PACKAGED = "/usr/lib/systemd/system/demo.service.d/10-package.conf"
+
+
+def gone(**fields: object) -> NodeState:
+    parts = {"paths": ("/opt/k8s/bin/demo", "/etc/demo.yaml"), "leftovers": (RULES,), **fields}
+    unit = AbsentUnit(name="demo.service", reason="nobody needs it", **parts)  # type: ignore[arg-type]
+    return state(Stage(component="demo", absent_units=(unit,)))
+
+
+def running_demo() -> Observed:
+    observed = bare(
+        units={"demo.service": SeenUnit(name="demo.service", load_state="loaded", active_state="active")},
+        leftovers=frozenset({RULES.name}),
+    )
+    for path in (PROXY, DROPIN, PACKAGED, "/opt/k8s/bin/demo", "/etc/demo.yaml"):
+        observed = with_file(observed, path)
+    return observed
+
+
+def did(wanted: NodeState, observed: Observed) -> list[tuple[str, str]]:
+    return [(actions.kind(each), actions.subject(each)) for plan in diff(wanted, observed) for each in plan.actions]
+
+
+def test_an_absent_unit_stops_before_its_leftovers_go_and_its_own_file_goes_last() -> None:
+    assert did(gone(), running_demo()) == [
+        ("stop", "demo.service"),
+        ("leftover", "demo's rules"),
+        ("remove", DROPIN),
+        ("remove", "/opt/k8s/bin/demo"),
+        ("remove", "/etc/demo.yaml"),
+        ("remove", PROXY),
+        ("daemon-reload", "demo.service"),
+    ]
+    assert {each.reason for plan in diff(gone(), running_demo()) for each in plan.actions} == {
+        "nobody needs it",
+        "demo is gone",
+        "its files are gone",
+    }
+
+
+def test_an_absent_unit_that_is_not_there_is_nothing_to_do() -> None:
+    not_found = bare(units={"demo.service": SeenUnit(name="demo.service")})
+    assert diff(gone(), not_found) == ()
+    assert diff(gone(), with_file(not_found, PACKAGED)) == ()
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        SeenUnit(name="demo.service", load_state="loaded", file_state="disabled"),
+        SeenUnit(name="demo.service", active_state="failed", sub_state="failed"),
+        SeenUnit(name="demo.service", record=StartRecord(restart="a", reload="b", invocation="c")),
+    ],
+    ids=["stopped, its file still there", "failed, its file gone", "files gone, the record not"],
+)
+def test_a_removal_that_was_cut_short_is_finished(seen: SeenUnit) -> None:
+    assert did(gone(), bare(units={"demo.service": seen})) == [
+        ("stop", "demo.service"),
+        ("daemon-reload", "demo.service"),
+    ]
+
+
+def test_leftovers_of_a_unit_that_is_gone_already_go_too() -> None:
+    observed = bare(units={"demo.service": SeenUnit(name="demo.service")}, leftovers=frozenset({RULES.name}))
+    assert did(gone(), observed) == [("leftover", "demo's rules")]
+
+
+def test_an_absent_unit_that_must_wait_is_left_alone_and_said() -> None:
+    waiting = gone(waits_for="something else does its work")
+    assert diff(waiting, running_demo()) == ()
+    assert held_back(waiting, running_demo()) == ("demo.service: removed once something else does its work",)
+    assert held_back(waiting, bare(units={"demo.service": SeenUnit(name="demo.service")})) == ()
+    assert held_back(gone(), running_demo()) == ()
+
+
+def test_leftovers_beside_a_unit_go_when_it_is_healthy() -> None:
+    unit = Unit(name="demo.service", content="[Service]\n")
+    wanted = state(Stage(component="demo", units=(unit,), leftovers=(RULES,)))
+    assert [kind for kind, _ in did(wanted, bare(leftovers=frozenset({RULES.name})))] == [
+        "file",
+        "daemon-reload",
+        "enable",
+        "start",
+        "leftover",
+    ]
+    assert diff(wanted, after(wanted)) == ()
 
 
 def test_an_image_that_is_missing_is_imported_after_the_units() -> None:

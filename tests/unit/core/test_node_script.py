@@ -28,6 +28,7 @@ from kubeworker.core.model import (
     File,
     Gate,
     Image,
+    Leftover,
     Link,
     Module,
     NodeState,
@@ -368,6 +369,25 @@ def test_a_stage_that_is_told_to_end_puts_everything_back(any_shell: Machine) ->
     assert done.returncode == 1
     assert Path(any_shell.path("one")).read_text() == "old\n"
     assert any_shell.leftovers() == []
+
+
+def test_a_leftover_is_seen_and_removed(any_shell: Machine) -> None:
+    trace = any_shell.root / "trace's"
+    trace.touch()
+    leftover = Leftover(
+        name="a demo's trace", present=f'[ -e "{trace}" ]', remove=f'rm "{trace}"\n# done', reason="nobody needs it"
+    )
+    any_shell.apply(any_shell.state(leftovers=(leftover,)))
+    assert not trace.exists()
+
+
+def test_a_leftover_that_does_not_go_fails_the_stage_which_stays(machine: Machine) -> None:
+    leftover = Leftover(name="the trace", present="true", remove="echo is busy; exit 1", reason="")
+    wanted = machine.state(files=(machine.file("f"),), leftovers=(leftover,))
+    assert machine.refused(wanted) == "demo: the trace: is busy"
+    # What replaces it is healthy: only the rest is left to do.
+    assert Path(machine.path("f")).read_text() == "new\n"
+    assert [type(action).__name__ for action in machine.plan(wanted).actions] == ["RemoveLeftover"]
 
 
 def test_two_runs_do_not_meet(machine: Machine) -> None:
