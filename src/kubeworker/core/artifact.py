@@ -21,6 +21,16 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEdit:
+    """Text to replace in a copy of a Go package's source before a build; the text must be there exactly once."""
+
+    package: str
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoBuild:
     """A Go command built with the go.mod and go.sum in recipes/go/<module>."""
 
@@ -29,6 +39,21 @@ class GoBuild:
     ldflags: str = "-s -w"
     tags: str = ""
     cgo: bool = False
+    edits: tuple[SourceEdit, ...] = ()
+    """Not empty: the command is not what its project's source makes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleFolder:
+    """A folder of a Go module as a .tgz: a Helm chart that lies in its project's source.
+
+    The module's version and checksum are those of recipes/go/<module>.
+    """
+
+    module: str
+    package: str
+    """Module path and folder: github.com/cilium/cilium/install/kubernetes/cilium. The last name is the archive's one
+    top directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +68,15 @@ class ConfigureBuild:
     binary: str
 
 
-Build: TypeAlias = GoBuild | ConfigureBuild
+Build: TypeAlias = GoBuild | ModuleFolder | ConfigureBuild
+
+Form: TypeAlias = Literal["program", "chart"]
+"""A Linux program, or a Helm chart as a .tgz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """One binary that nodes (or the lab's control plane) run."""
+    """One binary that nodes (or the lab's control plane) run, or a file that the control host works with."""
 
     name: str
     """File name on the node, and the key in the lock file: kubelet, kube-nginx, bridge, ..."""
@@ -56,6 +84,8 @@ class Artifact:
     """Without a leading v."""
     releases: tuple[Release, ...] = ()
     build: Build | None = None
+    form: Form = "program"
+    """How it is checked. Of a chart: that it is one, with this version in its Chart.yaml."""
     report: tuple[str, ...] = ("--version",)
     """Arguments that make the binary print its version. The output must hold `version` as a whole word (a leading
     v is allowed): a binary is never given a version that it does not report. Empty: it has no such option."""
@@ -66,6 +96,8 @@ class Artifact:
     """Whether shared libraries are allowed at all."""
     field: str = ""
     """The field of cluster.yaml that sets the version, for error messages: versions.kubernetes."""
+    control_host: bool = False
+    """Used on the control host only, and of its architecture; never sent to a node."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -98,6 +130,20 @@ def cni_ldflags(version: str) -> str:
 def crictl_ldflags(version: str) -> str:
     """For crictl."""
     return f"-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=v{version}"
+
+
+def helm_ldflags(version: str, kubernetes_minor: int) -> str:
+    """For helm (its Makefile sets the same): the minor version of its client-go is the cluster's that `helm template`
+    assumes where it is told none.
+    """
+    values = {
+        "internal/version.version": f"v{version}",
+        "pkg/lint/rules.k8sVersionMajor": "1",
+        "pkg/lint/rules.k8sVersionMinor": str(kubernetes_minor),
+        "pkg/chartutil.k8sVersionMajor": "1",
+        "pkg/chartutil.k8sVersionMinor": str(kubernetes_minor),
+    }
+    return " ".join(("-s -w", *(f"-X helm.sh/helm/v3/{name}={value}" for name, value in values.items())))
 
 
 RUNC_LDFLAGS = '-s -w -extldflags "-static"'

@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from kubeworker.core.artifact import Architecture, Artifact, ConfigureBuild, GoBuild
+from kubeworker.core.artifact import Architecture, Artifact, ConfigureBuild, GoBuild, ModuleFolder, SourceEdit
 
 _REQUIRE = re.compile(r"^\s*(?:require\s+)?(\S+)\s+(v\d\S*)", re.MULTILINE)
 _GO = re.compile(r"^go (\d+\.\d+(?:\.\d+)?)$", re.MULTILINE)
@@ -35,11 +35,16 @@ class Recipe:
 
     def version(self, package: str) -> str:
         """The version, without v, of the module that holds the package; empty when go.mod does not require it."""
-        required: dict[str, str] = {path: version for path, version in _REQUIRE.findall(self.mod) if path != "go"}
-        holding = [path for path in required if package == path or package.startswith(f"{path}/")]
-        if not holding:
-            return ""
-        return required[max(holding, key=len)].removeprefix("v").removesuffix("+incompatible")
+        return self._required.get(self.holder(package), "").removeprefix("v").removesuffix("+incompatible")
+
+    def holder(self, package: str) -> str:
+        """The path of the module that holds the package; empty when go.mod does not require it."""
+        holding = [path for path in self._required if package == path or package.startswith(f"{path}/")]
+        return max(holding, key=len, default="")
+
+    @property
+    def _required(self) -> dict[str, str]:
+        return {path: version for path, version in _REQUIRE.findall(self.mod) if path != "go"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +62,12 @@ class Group:
 
 def groups(artifacts: Iterable[Artifact]) -> tuple[Group, ...]:
     """The Go builds among the artifacts, put together so that each module is compiled and linked in one command."""
-    found: dict[tuple[str, str, str, bool], list[tuple[Artifact, GoBuild]]] = {}
+    found: dict[tuple[str, str, str, bool, tuple[SourceEdit, ...]], list[tuple[Artifact, GoBuild]]] = {}
     for artifact in artifacts:
         if isinstance(artifact.build, GoBuild):
             build = artifact.build
-            found.setdefault((build.module, build.ldflags, build.tags, build.cgo), []).append((artifact, build))
+            key = (build.module, build.ldflags, build.tags, build.cgo, build.edits)
+            found.setdefault(key, []).append((artifact, build))
     return tuple(
         Group(artifacts=tuple(artifact for artifact, _ in members), builds=tuple(build for _, build in members))
         for members in found.values()
@@ -76,18 +82,21 @@ def command(group: Group, output: str) -> tuple[str, ...]:
     return ("go", "build", "-trimpath", *tags, "-ldflags", build.ldflags, "-o", f"{output}/", *packages)
 
 
-def environment(build: GoBuild, architecture: Architecture) -> dict[str, str]:
-    """What a build sets over the caller's environment.
+MODULE_ENVIRONMENT = {"GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+"""What every `go` sees over the caller's environment.
 
-    GOFLAGS is set to what is the default anyway, since an empty one would let `go env -w` settings through.
-    GOTOOLCHAIN and GOPROXY stay the operator's: sites set them to reach their own proxy.
-    """
+GOFLAGS is set to what is the default anyway, since an empty one would let `go env -w` settings through.
+GOTOOLCHAIN and GOPROXY stay the operator's: sites set them to reach their own proxy.
+"""
+
+
+def environment(build: GoBuild, architecture: Architecture) -> dict[str, str]:
+    """What a build sets over the caller's environment."""
     return {
         "CGO_ENABLED": "1" if build.cgo else "0",
         "GOOS": "linux",
         "GOARCH": architecture,
-        "GOFLAGS": "-mod=readonly",
-        "GOWORK": "off",
+        **MODULE_ENVIRONMENT,
     }
 
 
@@ -99,15 +108,21 @@ def executable(package: str) -> str:
 
 def go_inputs(recipe: Recipe, build: GoBuild) -> str:
     """Hash of what is built and how; the toolchain is told apart from it."""
-    return _digest(
-        {
-            "files": {path: hashlib.sha256(content).hexdigest() for path, content in recipe.files.items()},
-            "package": build.package,
-            "ldflags": build.ldflags,
-            "tags": build.tags,
-            "cgo": build.cgo,
-        }
-    )
+    inputs: dict[str, object] = {
+        "files": _file_hashes(recipe),
+        "package": build.package,
+        "ldflags": build.ldflags,
+        "tags": build.tags,
+        "cgo": build.cgo,
+    }
+    if build.edits:
+        inputs["edits"] = [asdict(edit) for edit in build.edits]
+    return _digest(inputs)
+
+
+def folder_inputs(recipe: Recipe, build: ModuleFolder) -> str:
+    """The same for a module's folder."""
+    return _digest({"files": _file_hashes(recipe), "folder": build.package})
 
 
 def configure_inputs(artifact: Artifact, build: ConfigureBuild) -> str:
@@ -123,6 +138,10 @@ def older(version: str, least: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...]:
     parts = tuple(int(each) for each in re.findall(r"\d+", version)[:3])
     return parts + (0,) * (3 - len(parts))
+
+
+def _file_hashes(recipe: Recipe) -> dict[str, str]:
+    return {path: hashlib.sha256(content).hexdigest() for path, content in recipe.files.items()}
 
 
 def _digest(value: object) -> str:

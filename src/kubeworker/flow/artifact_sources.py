@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kubeworker.core import checksums, lockfile, recipe
-from kubeworker.core.artifact import Artifact, ConfigureBuild, GoBuild, Release, release_url
+from kubeworker.core.artifact import Artifact, ConfigureBuild, GoBuild, ModuleFolder, Release, release_url
 from kubeworker.core.lockfile import KINDS, Entry, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.recipe import Group
 from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.flow.artifact_run import Origin, Results, Run, accept, elapsed, pin, progress, trusted
-from kubeworker.io import apt, build
+from kubeworker.io import apt, build, go_modules
 from kubeworker.io.binary import extract
 from kubeworker.io.fetch import Fetcher
 
@@ -86,6 +86,8 @@ def _build_inputs(artifact: Artifact) -> str:
     match artifact.build:
         case GoBuild() as go:
             return recipe.go_inputs(build.load_recipe(go.module), go)
+        case ModuleFolder() as folder:
+            return recipe.folder_inputs(build.load_recipe(folder.module), folder)
         case ConfigureBuild() as configure:
             return recipe.configure_inputs(artifact, configure)
         case None:
@@ -189,8 +191,16 @@ async def from_build(run: Run, artifacts: tuple[Artifact, ...], results: Results
         if artifact.build is None:
             error = ArtifactMissing("there is no build recipe for it", subject=artifact.name)
             results.missing.setdefault(artifact.name, []).append(error)
-    for group in recipe.groups(await _buildable(artifacts, results)):
+    buildable = await _buildable(artifacts, results)
+    for group in recipe.groups(buildable):
         await _settle(results, group.artifacts, lambda group=group: _build_go(run, group, results))  # type: ignore[misc]
+    for artifact in buildable:
+        if isinstance(artifact.build, ModuleFolder):
+            await _settle(
+                results,
+                (artifact,),
+                lambda artifact=artifact, plan=artifact.build: _pack_folder(run, artifact, plan, results),  # type: ignore[misc]
+            )
     for artifact in artifacts:
         if isinstance(artifact.build, ConfigureBuild):
             await _settle(
@@ -201,12 +211,12 @@ async def from_build(run: Run, artifacts: tuple[Artifact, ...], results: Results
 
 
 async def _buildable(artifacts: tuple[Artifact, ...], results: Results) -> tuple[Artifact, ...]:
-    """The Go builds whose recipe has the version that is asked for."""
+    """Those built of Go modules whose recipe has the version that is asked for."""
     fitting: list[Artifact] = []
     for artifact in artifacts:
-        if isinstance(artifact.build, GoBuild):
+        if isinstance(artifact.build, GoBuild | ModuleFolder):
 
-            async def one(artifact: Artifact = artifact, go: GoBuild = artifact.build) -> None:
+            async def one(artifact: Artifact = artifact, go: GoBuild | ModuleFolder = artifact.build) -> None:
                 build.check_version(artifact, go, build.load_recipe(go.module))
                 fitting.append(artifact)
 
@@ -245,6 +255,25 @@ async def _build_go(run: Run, group: Group, results: Results) -> None:
                     results.blobs[artifact.name] = blob
 
                 await _settle(results, (artifact,), one)
+
+
+async def _pack_folder(run: Run, artifact: Artifact, plan: ModuleFolder, results: Results) -> None:
+    files = build.load_recipe(plan.module)
+    async with run.store.locked(f"build {artifact.name}"):
+        with run.store.work() as work:
+            origin = _folder_origin(plan)
+            if await _not_built_meanwhile(run, (artifact,), {artifact.name: origin}, results):
+                packed = await build.module_folder(artifact, plan, files, work)
+                results.blobs[artifact.name] = await accept(run, artifact, packed, origin)
+
+
+def _folder_origin(plan: ModuleFolder) -> Origin:
+    return Origin(
+        kind="build",
+        place=f"folder {plan.package}",
+        inputs=recipe.folder_inputs(build.load_recipe(plan.module), plan),
+        toolchain=go_modules.PACKER,
+    )
 
 
 async def _not_built_meanwhile(
@@ -292,6 +321,9 @@ async def _known_build_origin(run: Run, artifact: Artifact, work: Path) -> Origi
                 inputs=recipe.go_inputs(files, go),
                 toolchain=await build.go_toolchain(files, go, run.architecture, work),
             )
+        case ModuleFolder() as folder:
+            build.check_version(artifact, folder, build.load_recipe(folder.module))
+            return _folder_origin(folder)
         case ConfigureBuild() as plan:
             tarball = run.store.recall(_source_key(run, artifact, plan))
             if tarball is not None:

@@ -1,7 +1,8 @@
-"""Looks at a finished binary: for which machine it is, what it needs, and which version it reports of itself."""
+"""Looks at a finished artifact: for which machine it is, what it needs, and which version it reports of itself."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import tarfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from kubeworker.core import elf
 from kubeworker.core.artifact import Architecture, Artifact, reported_version
 from kubeworker.errors import ArtifactError, ArtifactMissing
-from kubeworker.io import command
+from kubeworker.io import chart, command
 
 
 def host_architecture() -> Architecture:
@@ -30,6 +31,9 @@ async def check(path: Path, artifact: Artifact, architecture: Architecture, *, s
 
     The file must be executable. A binary for another machine than this one can't be run: its version goes unproven.
     """
+    if artifact.form == "chart":
+        await asyncio.to_thread(chart.check, path, artifact, subject=subject)
+        return
     _check_headers(path, artifact, architecture, subject)
     if artifact.report and architecture == host_architecture():
         await _check_version(path, artifact, subject)

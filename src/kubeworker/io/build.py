@@ -1,4 +1,4 @@
-"""Builds from source on the control host: Go commands by the recipes, nginx by configure and make."""
+"""Builds from source on the control host: Go commands and folders by the recipes, nginx by configure and make."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from kubeworker.core import recipe as recipes
-from kubeworker.core.artifact import Architecture, Artifact, ConfigureBuild, GoBuild
+from kubeworker.core.artifact import Architecture, Artifact, ConfigureBuild, GoBuild, ModuleFolder
 from kubeworker.core.recipe import Group, Recipe
 from kubeworker.errors import ArtifactError, ArtifactMissing
-from kubeworker.io import apt, command
+from kubeworker.io import apt, command, go_modules
 from kubeworker.io.binary import extract_source, host_architecture
 
 
@@ -89,7 +89,7 @@ def _files(folder: Traversable, prefix: str) -> list[tuple[str, bytes]]:
     return found
 
 
-def check_version(artifact: Artifact, build: GoBuild, recipe: Recipe) -> None:
+def check_version(artifact: Artifact, build: GoBuild | ModuleFolder, recipe: Recipe) -> None:
     """ArtifactMissing when the recipe has another version than is asked for."""
     has = recipe.version(build.package)
     if has != artifact.version:
@@ -138,12 +138,13 @@ async def go_build(group: Group, recipe: Recipe, architecture: Architecture, wor
     output = work / "bin"
     output.mkdir()
     build = group.build
-    done = await command.run(
-        recipes.command(group, str(output)),
-        env=os.environ | recipes.environment(build, architecture),
-        cwd=_write(recipe, work),
-    )
     names = ", ".join(artifact.name for artifact in group.artifacts)
+    folder = _write(recipe, work)
+    if build.edits:
+        await go_modules.edit(build.edits, recipe, folder, subject=names)
+    done = await command.run(
+        recipes.command(group, str(output)), env=os.environ | recipes.environment(build, architecture), cwd=folder
+    )
     if done.status != 0:
         raise ArtifactError(
             f"go build failed:\n{done.tail()}", subject=names, hint="GOPROXY must reach a Go module proxy"
@@ -152,6 +153,16 @@ async def go_build(group: Group, recipe: Recipe, architecture: Architecture, wor
         artifact.name: output / recipes.executable(each.package)
         for artifact, each in zip(group.artifacts, group.builds, strict=True)
     }
+
+
+async def module_folder(artifact: Artifact, build: ModuleFolder, recipe: Recipe, work: Path) -> Path:
+    """The folder as a .tgz, below `work`: the same bytes for the same module version and zlib."""
+    module = recipe.holder(build.package)
+    source = await go_modules.source(module, _write(recipe, work), subject=artifact.name)
+    folder = source / build.package.removeprefix(module).lstrip("/")
+    if not folder.is_dir():
+        raise ArtifactError(f"{module} has no folder {folder.name}", subject=artifact.name)
+    return await asyncio.to_thread(go_modules.pack, folder, work / artifact.name)
 
 
 def _write(recipe: Recipe, work: Path) -> Path:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from kubeworker.components import discover
-from kubeworker.core.artifact import Artifact, GoBuild
-from kubeworker.core.recipe import Recipe, command, environment, executable, go_inputs, groups, older
+from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, SourceEdit
+from kubeworker.core.recipe import Recipe, command, environment, executable, folder_inputs, go_inputs, groups, older
 from kubeworker.io.build import load_recipe
 
 MOD = b"""module nodetools
@@ -80,6 +80,23 @@ def test_settings_of_go_env_are_overridden_and_the_toolchain_is_left_to_the_oper
     assert not {"GOTOOLCHAIN", "GOPROXY"} & env.keys()
 
 
+EDIT = SourceEdit(package="k8s.io/kubernetes/cmd/kubelet", file="kubelet.go", old="a", new="b")
+
+
+def test_a_command_of_edited_source_is_not_built_with_the_others() -> None:
+    assert len(groups([artifact("kubelet", edits=(EDIT,)), artifact("kube-proxy")])) == 2
+
+
+def test_inputs_of_a_packed_folder_are_the_modules_pins_and_the_folder() -> None:
+    chart = ModuleFolder(module="k8s", package="k8s.io/kubernetes/chart")
+    hashes = {
+        folder_inputs(RECIPE, chart),
+        folder_inputs(RECIPE, replace(chart, package="k8s.io/kubernetes/other")),
+        folder_inputs(replace(RECIPE, files={**RECIPE.files, "go.sum": b"x"}), chart),
+    }
+    assert len(hashes) == 3
+
+
 def test_inputs_change_with_anything_that_goes_into_a_build() -> None:
     build = GoBuild(module="k8s", package="k8s.io/kubernetes/cmd/kubelet")
     changed = [
@@ -87,6 +104,8 @@ def test_inputs_change_with_anything_that_goes_into_a_build() -> None:
         (RECIPE, replace(build, tags="seccomp")),
         (RECIPE, replace(build, cgo=True)),
         (RECIPE, replace(build, package="k8s.io/kubernetes/cmd/kubectl")),
+        (RECIPE, replace(build, edits=(EDIT,))),
+        (RECIPE, replace(build, edits=(replace(EDIT, new="d"),))),
         (replace(RECIPE, files={**RECIPE.files, "go.sum": b"x"}), build),
         (replace(RECIPE, files={**RECIPE.files, "stub/t.go": b""}), build),
     ]
