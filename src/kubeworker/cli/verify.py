@@ -14,6 +14,7 @@ async def verify(
     *,
     file: File = DEFAULT_FILE,
     node: Nodes = (),
+    check: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
     html: Annotated[Path | None, Parameter(negative="")] = None,
     image: Annotated[str, Parameter(negative="")] = "",
     passed: Flag = False,
@@ -26,6 +27,7 @@ async def verify(
     Args:
         file: The cluster file; paths in it are relative to it.
         node: Only this node; may be given several times.
+        check: Only checks whose id begins so (kube_proxy.ipvs), with what they saw; may be given several times.
         html: Also write the report as one HTML file.
         image: Image for the test pods; it needs sh. Default: the first preloaded one that is no pause image.
         passed: List the checks that passed too, not only their number.
@@ -44,7 +46,7 @@ async def verify(
     if html:
         check_writable(html)
     cluster = load_cluster(file)
-    options = Options(nodes=node, image=image, accept_new_host_keys=accept_new_host_keys)
+    options = Options(nodes=node, checks=check, image=image, accept_new_host_keys=accept_new_host_keys)
     with reporting(json_events=json_events) as report:
         found = await make(cluster, discover(), options, report)
     if html:
@@ -56,5 +58,5 @@ async def verify(
     if json:
         print_document(found.as_json())
     else:
-        print_verdicts(console(), found, passed=passed)
+        print_verdicts(console(), found, passed=passed or bool(check))
     return found.exit_code

@@ -444,6 +444,18 @@ class ServingCertificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualServers:
+    """kube-proxy's virtual servers (mode ipvs) are those that the API's Services and EndpointSlices ask for here."""
+
+    id: str
+    scheduler: str = "rr"
+    node_port_addresses: tuple[str, ...] = ()
+    """CIDR blocks of the node's addresses that have NodePorts; () for all of them."""
+    exclude: tuple[str, ...] = ()
+    """CIDR blocks of virtual servers that are somebody else's (ipvs.excludeCIDRs)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
@@ -460,6 +472,7 @@ Check: TypeAlias = (
     | Http
     | ProxyReaches
     | ServingCertificate
+    | VirtualServers
     | ClusterCheck
 )
 

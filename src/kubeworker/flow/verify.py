@@ -20,12 +20,13 @@ from cryptography import x509
 from kubeworker.core import check_script, desired
 from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
-from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches, ServingCertificate
+from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches, ServingCertificate, VirtualServers
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import Run, default_image
-from kubeworker.errors import ApiError, NodeUnreachable, SpecError
-from kubeworker.flow import checks_cluster, checks_http
+from kubeworker.errors import ApiError, InputError, NodeUnreachable, SpecError
+from kubeworker.flow import checks_cluster, checks_http, checks_ipvs
 from kubeworker.flow.checks_cluster import ClusterView, Shared
+from kubeworker.flow.checks_ipvs import ServicesView
 from kubeworker.flow.credentials import load_ca_certificate
 from kubeworker.flow.events import CheckDone, NodeDone, NodeStarted, Reporter, silent
 from kubeworker.flow.verify_access import Access, connected, granted
@@ -49,6 +50,8 @@ class Options:
 
     nodes: tuple[str, ...] = ()
     """Only these; () means all."""
+    checks: tuple[str, ...] = ()
+    """Only checks whose id begins with one of these; () means all."""
     image: str = ""
     """For the pods; it needs `sh`. Default: the first preloaded image that is no pause image."""
     accept_new_host_keys: bool = False
@@ -67,9 +70,12 @@ class _Session:
     kube: Kube | ApiError
     access: Access
     view: Shared[ClusterView]
+    services: Shared[ServicesView]
     peers: tuple[Peer, ...]
     accept_new_host_keys: bool
     jump_hosts: ssh.JumpHosts
+    only: tuple[str, ...] = ()
+    """Ids of the checks to make begin with one of these; (): all."""
 
 
 async def verify(
@@ -101,10 +107,13 @@ async def verify(
             kube=kube,
             access=access,
             view=view,
+            services=Shared(partial(_services, kube)),
             peers=await _peers(cluster, view),
             accept_new_host_keys=options.accept_new_host_keys,
             jump_hosts=jump_hosts,
+            only=options.checks,
         )
+        _some_checks(session, nodes)
         names = tuple(node.name for node in nodes)
         outcomes = await fan_out(names, partial(_verify_node, session, report), limit=cluster.ssh.concurrency)
     return VerifyReport(nodes=tuple(_report(session, node, outcomes[node.name]) for node in nodes))
@@ -129,6 +138,12 @@ async def _view(kube: Kube | ApiError) -> ClusterView:
     return await checks_cluster.view(kube)
 
 
+async def _services(kube: Kube | ApiError) -> ServicesView:
+    if isinstance(kube, ApiError):
+        raise kube
+    return await checks_ipvs.services(kube)
+
+
 async def _peers(cluster: ClusterFile, view: Shared[ClusterView]) -> tuple[Peer, ...]:
     """The nodes that have a pod network; () while the API does not answer."""
     try:
@@ -143,8 +158,8 @@ async def _peers(cluster: ClusterFile, view: Shared[ClusterView]) -> tuple[Peer,
 
 
 def _checks(session: _Session, node: NodeSpec) -> tuple[Check, ...]:
-    """Every check of one node, in the order of its components."""
-    return desired.checks(
+    """Every check of one node that was asked for, in the order of its components."""
+    every = desired.checks(
         session.cluster,
         node,
         registry=session.registry,
@@ -156,6 +171,18 @@ def _checks(session: _Session, node: NodeSpec) -> tuple[Check, ...]:
             peers=tuple(peer for peer in session.peers if peer.name != node.name),
         ),
     )
+    return tuple(check for check in every if not session.only or check.id.startswith(session.only))
+
+
+def _some_checks(session: _Session, nodes: tuple[NodeSpec, ...]) -> None:
+    """A mistyped id must not pass for a success."""
+    ids = {check.id for node in nodes for check in _checks(session, node)}
+    for prefix in session.only:
+        if not any(check_id.startswith(prefix) for check_id in ids):
+            groups = ", ".join(sorted({check_id.partition(".")[0] for check_id in ids}))
+            raise InputError(
+                "no check of these nodes begins so", subject=f"--check {prefix}", hint=f"their ids begin with {groups}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -176,7 +203,7 @@ async def _verify_node(session: _Session, report: Reporter, name: str) -> tuple[
         jump_hosts=session.jump_hosts,
     )
     try:
-        outcomes = await fan_out(tuple(groups), lambda group: groups[group](node), limit=len(groups))
+        outcomes = await fan_out(tuple(groups), lambda group: groups[group](node), limit=max(len(groups), 1))
     finally:
         await node.close()
     verdicts: dict[str, Verdict] = {}
@@ -199,8 +226,10 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
     """The checks that are made together, and how: one probe script, one pod, everything else on its own."""
     local = tuple(check for check in checks if isinstance(check, LOCAL))
     pods = tuple(check for check in checks if isinstance(check, ClusterCheck) and check.id.startswith("pod."))
-    yield local, partial(_probe, session, local)
-    yield pods, partial(_pod, session, spec, pods)
+    if local:
+        yield local, partial(_probe, session, local)
+    if pods:
+        yield pods, partial(_pod, session, spec, pods)
     for check in checks:
         match check:
             case Http():
@@ -209,6 +238,8 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_reaches, session, check)
             case ServingCertificate():
                 yield (check,), partial(_serving, session, spec, check)
+            case VirtualServers():
+                yield (check,), partial(_virtual_servers, session, spec, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
             case ClusterCheck() if check not in pods:
@@ -245,6 +276,10 @@ async def _serving(session: _Session, spec: NodeSpec, check: ServingCertificate,
 
 async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[Verdict, ...]:
     return (await checks_cluster.service(check, session.cluster, node, session.access.anonymous),)
+
+
+async def _virtual_servers(session: _Session, spec: NodeSpec, check: VirtualServers, node: Node) -> tuple[Verdict, ...]:
+    return (await checks_ipvs.virtual_servers(check, spec.name, node, session.view, session.services),)
 
 
 async def _cluster(session: _Session, spec: NodeSpec, check: ClusterCheck, _node: Node) -> tuple[Verdict, ...]:
