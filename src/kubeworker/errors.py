@@ -14,12 +14,14 @@
     + ApiUnreachable         no kube-apiserver answered
     + ApiNotFound            the object does not exist
     + ApiConflict            the object exists already, or was changed since it was read
+    + ApiRefused             the object is not accepted, and the API says which of its fields are why
     + LockHeld               another run works on this cluster, or took its lock over
   * LabError                 the local lab could not be brought up or down
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -101,6 +103,26 @@ class ApiNotFound(ApiError):
 
 class ApiConflict(ApiError):
     """The object exists already, or was changed since it was read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One of the API's reasons (metav1.StatusCause)."""
+
+    reason: str
+    """FieldManagerConflict, FieldValueInvalid, ..."""
+    message: str
+    field: str
+    """.spec.selector"""
+
+
+class ApiRefused(ApiError):
+    """The object is not accepted as it is."""
+
+    def __init__(self, message: str, *, subject: str = "", hint: str = "", causes: tuple[Cause, ...] = ()) -> None:
+        """`causes` are the API's own, one for each field."""
+        super().__init__(message, subject=subject, hint=hint)
+        self.causes = causes
 
 
 class LockHeld(ApiError):

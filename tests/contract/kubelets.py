@@ -19,6 +19,7 @@ from tests.contract.control_plane import ControlPlane
 from kubeworker.core import csr
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
+from kubeworker.flow.csr import Desk
 from kubeworker.flow.events import Event
 from kubeworker.flow.join import ClusterPlan, approve_while, decide, read_cluster
 from kubeworker.io.kube import Kube
@@ -124,13 +125,15 @@ async def approving(
 ) -> AsyncIterator[asyncio.Event]:
     """`approve_while` beside the body, as `apply` runs it."""
     done = asyncio.Event()
-    names = [node.name for node in cluster.nodes]
+    desk = Desk(
+        kube=kube,
+        inventory=csr.inventory(cluster),
+        report=events.append,
+        nodes=frozenset(node.name for node in cluster.nodes),
+        rejoining=plan.rejoining,
+    )
     async with asyncio.TaskGroup() as group:
-        group.create_task(
-            approve_while(
-                kube, names, plan.tokens, csr.inventory(cluster), done, events.append, rejoining=plan.rejoining
-            )
-        )
+        group.create_task(approve_while(desk, plan.tokens, done))
         try:
             yield done
         finally:

@@ -39,6 +39,7 @@ from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import AUTO_APPROVE, OWNED_RECORD
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
+from kubeworker.flow.csr import Desk
 from kubeworker.flow.events import CsrDecision, Event, Warning_
 from kubeworker.flow.join import apply_cluster, approve_while, decide, read_cluster
 from kubeworker.io.kube import KEYS_RECORD, Kube
@@ -343,8 +344,8 @@ async def test_a_cancelled_run_takes_its_tokens_back(control_plane: ControlPlane
     cluster = cluster_of(control_plane, W1, W2)
     plan = await planned(kube, cluster, W1.name, W2.name)
     await apply_cluster(kube, plan.actions, lambda _: None)
-    inventory, never = csr.inventory(cluster), asyncio.Event()
-    run = asyncio.create_task(approve_while(kube, [W1.name, W2.name], plan.tokens, inventory, never, lambda _: None))
+    desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=lambda _: None, nodes={W1.name, W2.name})
+    run = asyncio.create_task(approve_while(desk, plan.tokens, asyncio.Event()))
     await asyncio.sleep(0.2)
     assert len(await kube.tokens()) == 2
     run.cancel()
@@ -380,7 +381,7 @@ async def test_a_token_that_could_not_be_taken_back_is_named(
         doomed.kill()
     texts = [each.text for each in events if isinstance(each, Warning_) and each.subject == W1.name]
     (text,) = texts
-    assert f"kubectl --namespace kube-system delete secret {plan.tokens[0].secret_name}" in text
+    assert f"kubeworker token revoke {plan.tokens[0].id}" in text
     assert plan.tokens[0].secret not in text
 
 

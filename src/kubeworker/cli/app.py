@@ -37,7 +37,8 @@ COMMANDS = {
     "apply": ("apply:apply", "Show the plan, ask, and do exactly that."),
     "verify": ("verify:verify", "Prove on the live cluster that everything works."),
     "status": ("status:status", "One line per node: versions, units, certificates."),
-    "csr": ("csr:app", "Serving certificates: list them, approve by the rules."),
+    "csr": ("csr:app", "Certificate requests of nodes: list them, approve by the rules."),
+    "token": ("token:app", "Bootstrap tokens: list them, take them back."),
     "lab": ("lab:app", "A local lab of real machines with a real control plane."),
 }
 """Command -> where it lies in this package, and its line in --help."""

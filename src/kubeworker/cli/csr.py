@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from cyclopts import App
 
 from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents
@@ -11,7 +13,10 @@ app = App(name="csr", help="Kubelets' certificate requests: list them, approve t
 
 @app.command(name="list")
 async def list_(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
-    """Show every certificate signing request; a pending one with the rule that it breaks.
+    """Show every certificate signing request, client and serving ones, with what stops it.
+
+    A pending one shows the rule that it breaks, or that it may be approved; one that was approved and never issued says
+    who should have signed it; one that failed or was denied says why.
 
     Args:
         file: The cluster file; paths in it are relative to it.
@@ -38,9 +43,12 @@ async def approve(
 ) -> int:
     """Approve kubelets' requests that hold every rule; exit code 1 if one stays pending because it breaks a rule.
 
+    With --watch it goes on until it is stopped, which is no failure then: as a service it approves renewals unattended.
+
     Args:
         file: The cluster file; paths in it are relative to it.
-        watch: Go on until interrupted: renewals come months later. Broken rules are reported once each.
+        watch: Go on until interrupted: renewals come months later. Broken rules are reported once each; cluster.yaml is
+            read again when it changes.
         json: Print what was approved and what stays pending as one JSON document.
         json_events: Print progress as JSON lines on standard error.
     """
@@ -49,16 +57,19 @@ async def approve(
     from kubeworker.cli.report_csr import print_requests
     from kubeworker.cli.spec import load_cluster
     from kubeworker.errors import InputError
-    from kubeworker.flow import csr
+    from kubeworker.flow import csr, csr_watch
 
     if watch and json:
         hint = "use --json-events: one line for each decision"
         raise InputError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
-    cluster = load_cluster(file)
     with reporting(json_events=json_events) as report:
+        if watch:
+            try:
+                await csr_watch.watch(file, report)
+            except asyncio.CancelledError:
+                return 0  # SIGTERM or Ctrl-C: there is no other way to end it
+        cluster = load_cluster(file)
         async with await csr.connect(cluster) as kube:
-            if watch:
-                await csr.watch(kube, cluster, report)
             done = await csr.approve(kube, cluster, report)
     if json:
         print_document(done.as_json())

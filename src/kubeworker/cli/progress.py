@@ -120,7 +120,7 @@ def line(event: Event) -> str:
             return f"warning: {subject}: {text}" if subject else f"warning: {text}"
         case ArtifactReady(name=name, version=version, source=source):
             return f"{name} {version}: from {source}"
-        case CsrDecision(name=name, node=node, signer=signer, decision=decision, rule=rule):
-            return f"{node}: {decision} {name} ({signer}){f': {rule}' if rule else ''}"
+        case CsrDecision(name=name, node=node, signer=signer, decision=decision, rule=rule, detail=detail):
+            return ": ".join(filter(None, (node, f"{decision} {name} ({signer})", rule, detail)))
         case _:
             assert_never(event)

@@ -1,4 +1,4 @@
-"""Certificate requests for people: one line each, and under it the rule that it breaks."""
+"""Certificate requests for people: one line each, with what stops it; then each way out once."""
 
 from __future__ import annotations
 
@@ -9,22 +9,35 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeworker.cli.report import STYLES
+from kubeworker.core import durations
 from kubeworker.core.csr import Pending
+from kubeworker.core.issuing import Halted
 from kubeworker.flow.csr import Listed
 
 
 def print_requests(screen: Console, listed: Sequence[Listed]) -> None:
-    """Name, node, signer, state and verdict of each request."""
+    """Name, node, signer, requester, age, state and verdict of each request."""
     if not listed:
         screen.print("no certificate signing requests")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("NAME", "NODE", "SIGNER", "STATE", "VERDICT"):
+    for column in ("NAME", "NODE", "SIGNER", "REQUESTER", "AGE", "STATE", "VERDICT"):
         table.add_column(column, overflow="fold")
     for each in listed:
         request = each.request
-        table.add_row(request.name, request.node or request.username, request.signer, request.state, _verdict(each))
+        table.add_row(
+            request.name,
+            request.node,
+            request.signer.removeprefix("kubernetes.io/"),
+            request.username,
+            durations.text(each.age),
+            request.state,
+            _verdict(each),
+        )
     screen.print(table)
+    hints = dict.fromkeys(each.verdict.hint for each in listed if isinstance(each.verdict, Halted))
+    for hint in hints:
+        screen.print(Text(f"hint: {hint}", style="dim"), soft_wrap=True)
 
 
 def _verdict(each: Listed) -> Text:
@@ -33,5 +46,7 @@ def _verdict(each: Listed) -> Text:
             return Text("")
         case Pending(rule=rule, detail=detail):
             return Text(f"{rule}: {detail}", style=STYLES["pending"])
+        case Halted(rule=rule, detail=detail):
+            return Text(f"{rule}: {detail}", style=STYLES["failed"])
         case _:
             return Text("holds every rule: kubeworker csr approve", style=STYLES["ok"])

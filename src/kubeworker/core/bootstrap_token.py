@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 NAMESPACE = "kube-system"
+TYPE = "bootstrap.kubernetes.io/token"
+"""Of the Secret; kube-apiserver takes no other one for a token."""
 LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "kubeworker"
 NODE_ANNOTATION = "kubeworker.io/node"
@@ -88,7 +90,7 @@ def document(token: BootstrapToken, *, profile: Literal["default", "guide"] = "d
         data["usage-bootstrap-signing"] = "true"
     return {
         **reference(token),
-        "type": "bootstrap.kubernetes.io/token",
+        "type": TYPE,
         "metadata": {
             **reference(token)["metadata"],
             "labels": {LABEL: MANAGER},
@@ -117,7 +119,7 @@ def expiration_patch(token: BootstrapToken) -> dict[str, Any]:
 def found(secret: Mapping[str, Any]) -> BootstrapToken | None:
     """A token of ours in a Secret that was read; None for any other Secret or one that can't be read."""
     metadata = secret["metadata"]
-    if secret.get("type") != "bootstrap.kubernetes.io/token" or (metadata.get("labels") or {}).get(LABEL) != MANAGER:
+    if secret.get("type") != TYPE or (metadata.get("labels") or {}).get(LABEL) != MANAGER:
         return None
     data = secret.get("data") or {}
     try:

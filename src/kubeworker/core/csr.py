@@ -32,6 +32,10 @@ BOOTSTRAP_GROUP = "system:bootstrappers"
 MAX_SECONDS = 367 * 24 * 3600
 """Longest lifetime that may be asked for, in seconds: a year and a day of grace (postfinance's cap)."""
 
+KEYS_KEPT = 4
+"""Keys of each node that are kept for long: client and serving, before and after a renewal. So the record of 3000 nodes
+fits in one ConfigMap."""
+
 Keys: TypeAlias = Mapping[str, Sequence[str]]
 """By node, ids of public keys (`public_key_id`), the newest last."""
 
@@ -57,6 +61,10 @@ class CsrView:
     """None: the signer's own duration."""
     conditions: tuple[str, ...] = ()
     """Types: Approved, Denied, Failed."""
+    decided: str = ""
+    """RFC 3339: when the last of the conditions was set, by the API server's clock; empty while there is none."""
+    reason: str = ""
+    """What the last condition says: `SignerValidationFailure: usages did not match`."""
     certificate: bytes = field(default=b"", repr=False)
     """PEM; empty until issued."""
     created: str = ""
@@ -116,6 +124,7 @@ Verdict: TypeAlias = Approve | Pending
 def view(document: Mapping[str, Any]) -> CsrView:
     """The API's JSON object as a value."""
     spec, status = document["spec"], document.get("status") or {}
+    conditions = tuple(status.get("conditions") or ())
     return CsrView(
         name=document["metadata"]["name"],
         signer=spec["signerName"],
@@ -124,7 +133,11 @@ def view(document: Mapping[str, Any]) -> CsrView:
         usages=tuple(spec.get("usages") or ()),
         request=_decoded(spec.get("request", "")),
         expiration_seconds=spec.get("expirationSeconds"),
-        conditions=tuple(condition["type"] for condition in status.get("conditions") or ()),
+        conditions=tuple(condition["type"] for condition in conditions),
+        decided=conditions[-1].get("lastUpdateTime") or "" if conditions else "",
+        reason=": ".join(filter(None, (conditions[-1].get(key) for key in ("reason", "message"))))
+        if conditions
+        else "",
         certificate=_decoded(status.get("certificate") or ""),
         created=document["metadata"].get("creationTimestamp") or "",
         document=document,
@@ -154,7 +167,7 @@ def request_key(csr: CsrView) -> str:
 
 def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
     """By node, public keys that kubelet certificates were issued for, the newest last."""
-    keys: dict[str, tuple[str, ...]] = {}
+    keys: dict[str, list[str]] = {}
     for csr in sorted(csrs, key=lambda csr: (csr.created, csr.name)):
         if not csr.certificate or csr.signer not in {SERVING_SIGNER, CLIENT_SIGNER}:
             continue
@@ -162,19 +175,23 @@ def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
             certificate = x509.load_pem_x509_certificate(csr.certificate)
         except ValueError:
             continue
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        for name in names:
-            owner = str(name.value).removeprefix(NODE_USER)
-            keys = joined_keys(keys, {owner: (public_key_id(certificate),)})
-    return keys
+        for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
+            keys.setdefault(str(name.value).removeprefix(NODE_USER), []).append(public_key_id(certificate))
+    return {node: tuple(dict.fromkeys(several)) for node, several in keys.items()}
 
 
 def joined_keys(known: Keys, more: Keys) -> dict[str, tuple[str, ...]]:
-    """Both; a key that was known already keeps its place."""
+    """Both; `more` is the newer knowledge, and its order is kept: a key in both takes its place there."""
     return {
-        node: tuple(dict.fromkeys((*known.get(node, ()), *more.get(node, ()))))
+        node: (*(key for key in known.get(node, ()) if key not in newer), *dict.fromkeys(newer))
         for node in dict.fromkeys((*known, *more))
+        for newer in (more.get(node, ()),)
     }
+
+
+def kept_keys(keys: Keys) -> dict[str, tuple[str, ...]]:
+    """The last KEYS_KEPT of each node: all that is kept for long."""
+    return {node: tuple(several[-KEYS_KEPT:]) for node, several in keys.items()}
 
 
 def owners(keys: Keys) -> dict[str, frozenset[str]]:
@@ -186,15 +203,21 @@ def owners(keys: Keys) -> dict[str, frozenset[str]]:
     return found
 
 
-Kind: TypeAlias = Literal["serving", "client", "other"]
+Kind: TypeAlias = Literal["serving", "client", "renewal", "other"]
 
 
 def kind(csr: CsrView) -> Kind:
-    """Which rules a request falls under; "other" is never touched, only listed."""
+    """Which rules a request falls under.
+
+    A node's renewal of its client certificate is kube-controller-manager's to approve (csrapproving, by the
+    ClusterRoleBinding node-client-cert-renewal); "other" is nobody's here. Both are listed, and never touched.
+    """
     if csr.signer == SERVING_SIGNER:
         return "serving"
     if csr.signer == CLIENT_SIGNER and csr.username.startswith(BOOTSTRAP_USER):
         return "client"
+    if csr.signer == CLIENT_SIGNER and csr.username.startswith(NODE_USER):
+        return "renewal"
     return "other"
 
 
@@ -222,8 +245,16 @@ def judge(csr: CsrView, known: Knowledge) -> Verdict:
             return verdict_client(
                 csr, known.tokens, known.inventory, known.node_addresses, known.issued_keys, known.rejoining
             )
+        case "renewal":
+            return Pending(rule="client.renewal", detail=_RENEWAL)
         case "other":
             return Pending(rule="other.signer", detail=f"{csr.signer} by {csr.username} is not this tool's to approve")
+
+
+_RENEWAL = (
+    "kube-controller-manager approves a node's own renewal: it needs its csrapproving controller and the "
+    "ClusterRoleBinding node-client-cert-renewal, which apply makes"
+)
 
 
 def verdict_serving(

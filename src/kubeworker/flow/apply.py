@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kubeworker.core import actions, csr, desired, node_script, tar_stream
+from kubeworker.core import actions, csr, desired, issuing, node_script, tar_stream
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Blob, TlsEndpoint
 from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
-from kubeworker.flow import artifacts, credentials, join
+from kubeworker.flow import artifacts, chart_credentials, charts, credentials, join
+from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.run_lock import RunLock
@@ -144,10 +145,13 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
     async with AsyncExitStack() as stack:
         if plan.credential:
             credentials.write(session.request.cluster_file, session.proxy)
-        await stack.enter_async_context(_approving(session, plan))
+        for release in session.releases:
+            chart_credentials.write(session.request.cluster_file, release.credentials)
+        run.desk = await stack.enter_async_context(_approving(session, plan))
         current = plan
         for _ in range(ROUNDS):
             await run.carry_out(current)
+            await run.install(current)
             if not await run.facts_appeared(current):
                 break
             current = await make_plan(session)
@@ -172,25 +176,23 @@ def _untouched(node: NodePlan) -> NodeResult:
 
 
 @asynccontextmanager
-async def _approving(session: Session, plan: Plan) -> AsyncIterator[None]:
+async def _approving(session: Session, plan: Plan) -> AsyncIterator[Desk | None]:
     """Certificates are approved beside the stages; tokens are taken back at the end, also of a cancelled run."""
     if session.kube is None:
-        yield
+        yield None
         return
     until = asyncio.Event()
-    work = join.approve_while(
-        session.kube,
-        [node.name for node in plan.nodes],
-        plan.objects.tokens,
-        csr.inventory(session.cluster),
-        until,
-        session.report,
+    desk = Desk(
+        kube=session.kube,
+        inventory=csr.inventory(session.cluster),
+        report=session.report,
+        nodes=frozenset(node.name for node in plan.nodes),
         rejoining=plan.objects.rejoining,
     )
     async with asyncio.TaskGroup() as group:
-        group.create_task(work)
+        group.create_task(join.approve_while(desk, plan.objects.tokens, until))
         try:
-            yield
+            yield desk
         finally:
             until.set()
 
@@ -205,6 +207,8 @@ class _Run:
     results: dict[str, NodeResult] = field(default_factory=dict)
     failed: int = 0
     """Nodes that this execution failed on; those that were not fit to begin with say nothing of the change itself."""
+    desk: Desk | None = None
+    """Where certificates are approved meanwhile; it knows why a node has none. None while no apiserver is up."""
 
     def going(self) -> set[str]:
         """Nodes that nothing has stopped yet."""
@@ -222,6 +226,20 @@ class _Run:
                 self._skip(chosen[start:])
                 return
             await self._batch(chosen[start : start + size])
+
+    async def install(self, plan: Plan) -> None:
+        """The charts' objects, once for all nodes, which now run what the agents need; then the agents themselves."""
+        kube = self.session.kube
+        if kube is None or self.failed > self.options.max_failures:
+            return
+        await charts.apply(kube, plan.charts.actions, self.session.report)
+        touched = {node.name for node in plan.nodes if node.changes or plan.charts.actions} & self.going()
+        for release in self.session.releases if touched else ():
+            chart = release.chart
+            for name, trouble in (await charts.wait(kube, chart, touched)).items():
+                text = f"{chart.component}'s agent on it is not Ready: {trouble}"
+                hint = f"kubectl --namespace {chart.namespace} describe pod --selector k8s-app={chart.agent}"
+                self._fail(name, ActionFailed(text, subject=name, hint=hint))
 
     async def _compress(self, missing: set[Blob]) -> None:
         """Have the bytes of what any node lacks, and compress each once for all of them (ADR 2)."""
@@ -247,7 +265,7 @@ class _Run:
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failed):
                 self.failed += 1
-                self._fail(name, outcome.error)
+                self._fail(name, self._explained(plans[name], outcome.error))
 
     async def _node(self, plan: NodePlan) -> None:
         loop = asyncio.get_running_loop()
@@ -269,6 +287,19 @@ class _Run:
             seconds = before.seconds + loop.time() - began
             self.results[plan.name] = replace(self.results[plan.name], seconds=seconds)
         self.session.report(NodeDone(node=plan.name, status="ok", seconds=seconds))
+
+    def _trouble(self, name: str) -> Trouble | None:
+        """Why the node has no certificate, as far as the desk knows at this moment."""
+        return self.desk.troubles.get(name) if self.desk else None
+
+    def _explained(self, plan: NodePlan, error: KubeworkerError) -> KubeworkerError:
+        """With what stops a joining node's request, where something does: the node itself only sees that it waits."""
+        trouble = self._trouble(plan.name)
+        if trouble is None or not plan.joining or not isinstance(error, ActionFailed):
+            return error
+        headline, newline, rest = error.message.partition("\n")
+        text = f"{headline}; {trouble.text}{newline}{rest}"
+        return ActionFailed(text, subject=error.subject, hint="\n  ".join(filter(None, (trouble.hint, error.hint))))
 
     def _count(self, name: str, *, actions: int = 0, uploaded: int = 0) -> None:
         before = self.results[name]
@@ -371,11 +402,13 @@ class _Run:
         joined = {node.name for node in plan.nodes if node.joining} & touched
         rejoining = plan.objects.rejoining
         async with _patience(CERTIFICATE_SECONDS):
-            while await _unserved(kube, joined, rejoining):
+            while unserved := await _unserved(kube, joined, rejoining):
+                if all((why := self._trouble(name)) and why.final for name in unserved):
+                    break
                 await asyncio.sleep(POLL_SECONDS)
         for name in sorted(await _unserved(kube, joined, rejoining)):
-            hint = "see why: kubeworker csr list"
-            self._fail(name, ActionFailed("its serving certificate was not approved", subject=name, hint=hint))
+            why = self._trouble(name) or _UNASKED
+            self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
         if self.session.cluster.cni == "none":
             if joined:
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
@@ -412,10 +445,16 @@ class _Run:
 
 async def _unserved(kube: Kube, names: set[str], rejoining: frozenset[str]) -> set[str]:
     """Those of these nodes that wait for a serving certificate; one that joins again may still have a good one."""
-    requests = [each for each in await kube.csrs() if csr.kind(each) == "serving"]
+    requests = issuing.newest(each for each in await kube.csrs() if csr.kind(each) == "serving")
     issued = {each.node for each in requests if each.certificate}
-    waiting = {each.node for each in requests if each.pending}
+    waiting = {each.node for each in requests if not each.certificate}
     return names & ((names - issued - rejoining) | waiting)
+
+
+_UNASKED = Trouble(
+    text="kubelet has asked for none",
+    hint="it asks once its Node has an address; on the node: journalctl -u kubelet",
+)
 
 
 def _nodes(number: int) -> str:

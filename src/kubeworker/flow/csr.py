@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from kubeworker.core import csr
-from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core import csr, issuing
 from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
+from kubeworker.core.issuing import Halted
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiConflict, ApiError, ApiNotFound
-from kubeworker.flow.events import CsrDecision, Reporter, Warning_
+from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, CredentialsError
+from kubeworker.flow.events import CsrDecision, Note, Reporter, Warning_
 from kubeworker.io.kube import Kube
 
 POLL_SECONDS = 0.5
-WATCH_SECONDS = 2.0
-"""Between two looks of `csr approve --watch`."""
 PATIENCE_SECONDS = 3.0
 """A broken rule is reported when it has stood this long: a serving request may be a moment older than its Node."""
+RENEWAL_SECONDS = 20.0
+"""A renewal that kube-controller-manager left pending is reported when it has waited this long: leaders change."""
+
+Tokens = Mapping[str, str]
+"""Node by id of each bootstrap token that this tool has made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +33,26 @@ class Listed:
     """One request in `csr list`."""
 
     request: CsrView
-    verdict: Verdict | None
-    """None where it was decided already."""
+    verdict: Verdict | Halted | None
+    """None where it was decided, and all is well with it."""
+    age: float = 0.0
+    """Seconds since it was made, by this host's clock."""
 
     def as_json(self) -> dict[str, Any]:
-        """The stable machine-readable form; `rule` and `detail` are empty unless a rule is broken."""
-        broken = self.verdict if isinstance(self.verdict, Pending) else None
+        """The stable machine-readable form; `rule`, `detail` and `hint` are empty unless something stops it."""
+        stopped = self.verdict if isinstance(self.verdict, Pending | Halted) else None
         return {
             "name": self.request.name,
             "node": self.request.node,
             "signer": self.request.signer,
             "requester": self.request.username,
             "created": self.request.created,
+            "age": round(self.age),
             "state": self.request.state,
             "approvable": isinstance(self.verdict, Approve),
-            "rule": broken.rule if broken else "",
-            "detail": broken.detail if broken else "",
+            "rule": stopped.rule if stopped else "",
+            "detail": stopped.detail if stopped else "",
+            "hint": stopped.hint if isinstance(stopped, Halted) else "",
         }
 
 
@@ -69,37 +77,32 @@ async def connect(cluster: ClusterFile) -> Kube:
 
 
 async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:
-    """Every request in the cluster, oldest first, each pending one judged."""
+    """Every request in the cluster, oldest first: each pending one judged, each that gets no certificate explained."""
     requests, nodes, tokens, remembered = await asyncio.gather(
-        kube.csrs(), kube.nodes(), kube.tokens(), kube.known_keys()
+        kube.csrs(), kube.nodes(), kube.token_owners(), kube.known_keys()
     )
     known = Knowledge(
         inventory=csr.inventory(cluster),
         issued_keys=csr.owners(csr.joined_keys(remembered, csr.issued_keys(requests))),
         node_addresses=_addresses(nodes),
-        tokens={token.id: token.node for token in tokens},
+        tokens=tokens,
     )
-    return tuple(Listed(request=each, verdict=csr.judge(each, known) if each.pending else None) for each in requests)
+    now = datetime.now(UTC)
+    leader = await _leader(kube) if any(each.conditions and not each.certificate for each in requests) else ""
+
+    def verdict(request: CsrView) -> Verdict | Halted | None:
+        if request.pending:
+            return csr.judge(request, known)
+        return issuing.halted(request, _seconds(request.decided, now), leader)
+
+    return tuple(Listed(request=each, verdict=verdict(each), age=_seconds(each.created, now)) for each in requests)
 
 
 async def approve(kube: Kube, cluster: ClusterFile, report: Reporter) -> Approved:
     """Approve once what holds every rule."""
     desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None)
-    seen = await desk.look(await kube.tokens())
+    seen = await desk.look()
     return Approved(approved=seen.approved, left=seen.left)
-
-
-async def watch(kube: Kube, cluster: ClusterFile, report: Reporter) -> None:
-    """Approve what holds every rule as it comes, until cancelled; a broken rule is reported once."""
-    desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None)
-    while True:
-        try:
-            tokens = await kube.tokens()
-        except ApiError as error:
-            desk.say(error)
-        else:
-            await desk.round(tokens)
-        await asyncio.sleep(WATCH_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,11 +114,29 @@ class Seen:
     """The Nodes that exist, among those that matter for the requests and tokens looked at."""
     approved: tuple[CsrView, ...] = ()
     left: tuple[Listed, ...] = ()
+    """Kubelets' requests that stay pending."""
+    renewals: tuple[Listed, ...] = ()
+    """Nodes' renewals of client certificates that kube-controller-manager has not approved (yet)."""
+    decided: tuple[CsrView, ...] = ()
+    """Decided and without a certificate (yet); of each node and purpose the newest request only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why a node has no certificate at this moment."""
+
+    text: str
+    hint: str
+    final: bool = False
+    """Waiting alone won't help."""
 
 
 @dataclass(kw_only=True)
 class Desk:
-    """Where requests are judged and approved. It remembers keys, since the API forgets requests after an hour."""
+    """Where requests are judged and approved. It remembers keys, since the API forgets requests after an hour.
+
+    It may stand for months (`csr approve --watch`): what it remembers does not grow with time.
+    """
 
     kube: Kube
     inventory: Inventory
@@ -123,64 +144,119 @@ class Desk:
     nodes: Collection[str] | None
     """Only requests of these nodes matter; None: of all nodes."""
     rejoining: frozenset[str] = frozenset()
-    _keys: dict[str, tuple[str, ...]] | None = None
+    troubles: dict[str, Trouble] = field(default_factory=dict)
+    """By node, as the last round saw it."""
+    _record: dict[str, tuple[str, ...]] | None = None
+    """The cluster's record of keys."""
+    _keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The record, and the keys of the requests that the API still has."""
     _waiting: dict[tuple[str, str], float] = field(default_factory=dict)
-    """When (request, broken rule) was first seen; infinity once reported."""
+    """When (request, broken rule) was first seen; kept while the request exists."""
+    _reported: set[tuple[str, str]] = field(default_factory=set)
     _said: set[str] = field(default_factory=set)
+    """Troubles with the API that were reported since it last answered."""
 
-    async def round(self, tokens: Collection[BootstrapToken]) -> Seen:
-        """Look once, and report; trouble with the API is reported too, not raised."""
+    async def round(self, tokens: Tokens | None = None) -> Seen | None:
+        """Look once, and report; trouble with the API is reported too, not raised: None then."""
         try:
             seen = await self.look(tokens)
-        except ApiError as error:
+            leader = await _leader(self.kube) if seen.decided else ""
+        except (ApiError, CredentialsError) as error:
             self.say(error)
-            return Seen()
-        now = asyncio.get_running_loop().time()
-        for each in seen.left:
-            if isinstance(each.verdict, Pending):
-                since = self._waiting.setdefault((each.request.name, each.verdict.rule), now)
-                if now - since >= PATIENCE_SECONDS:
-                    self._waiting[each.request.name, each.verdict.rule] = float("inf")
-                    self._decision(each.request, "pending", each.verdict.rule)
+            return None
+        if self._said:
+            self._said.clear()
+            self.report(Note(subject="certificates", text="the API answers again: requests are looked at"))
+        self._forget(seen)
+        self.troubles = dict(self._troubles(seen, leader, tokens or {}))
         return seen
 
-    async def look(self, tokens: Collection[BootstrapToken]) -> Seen:
-        """Approve what holds every rule. `tokens` are those that this tool has made."""
+    async def look(self, tokens: Tokens | None = None) -> Seen:
+        """Approve what holds every rule. `tokens`: None: whatever there are, read if they matter."""
         requests = await self.kube.csrs()
-        await self._learn(csr.issued_keys(requests))
-        pending = [each for each in requests if each.pending and self._concerns(each, tokens)]
-        concerned = {each.node for each in pending} | {token.node for token in tokens}
+        await self._learn(requests)
+        pending = [each for each in requests if each.pending]
+        if tokens is None:
+            tokens = await self.kube.token_owners() if any(csr.kind(each) == "client" for each in pending) else {}
+        concerning = [each for each in pending if self._concerns(each, tokens)]
+        concerned = {each.node for each in concerning} | set(tokens.values())
         # Only names of cluster.yaml are asked for: a request may name anything.
         present = {node.name: node for node in await self.kube.nodes(concerned & self.inventory.nodes.keys())}
         approved, left = [], []
-        for request in pending:
+        for request in concerning:
             verdict = csr.judge(request, self._knowledge(tokens, present))
             if isinstance(verdict, Pending):
                 left.append(Listed(request=request, verdict=verdict))
             elif await self._approve(request):
                 approved.append(request)
-        return Seen(requests=requests, nodes=present, approved=tuple(approved), left=tuple(left))
+        return Seen(
+            requests=requests,
+            nodes=present,
+            approved=tuple(approved),
+            left=tuple(each for each in left if csr.kind(each.request) != "renewal"),
+            renewals=tuple(each for each in left if csr.kind(each.request) == "renewal"),
+            decided=tuple(
+                each
+                for each in issuing.newest(requests)
+                if each.conditions and not each.certificate and self._concerns(each, tokens)
+            ),
+        )
 
-    def say(self, error: ApiError) -> None:
-        """Report trouble with the API, each kind once."""
+    def say(self, error: ApiError | CredentialsError) -> None:
+        """Report trouble with the API, each kind once until it answers again."""
         text = str(error)
         if text not in self._said:
             self._said.add(text)
             self.report(Warning_(subject="certificates", text=f"requests can't be looked at now: {text}"))
 
-    def _concerns(self, request: CsrView, tokens: Collection[BootstrapToken]) -> bool:
+    def _troubles(self, seen: Seen, leader: str, tokens: Tokens) -> Iterator[tuple[str, Trouble]]:
+        """What stops whom now; each is reported once when it has stood for a while, by this process's own clock."""
+        for each in (*seen.left, *seen.renewals):
+            if isinstance(broken := each.verdict, Pending):
+                patience = RENEWAL_SECONDS if each in seen.renewals else PATIENCE_SECONDS
+                if self._is_due(each.request, broken.rule, patience):
+                    self._decision(each.request, "pending", broken)
+                text = f"{each.request.name} is pending: {broken.rule}: {broken.detail}"
+                yield _owner(each.request, tokens), Trouble(text=text, hint=_SEE_WHY)
+        for request in seen.decided:
+            since = self._since(request, "decided")
+            halted = issuing.halted(request, asyncio.get_running_loop().time() - since, leader)
+            if halted is not None:
+                text = f"{request.name}: {halted.rule}: {halted.detail}"
+                if self._is_due(request, "decided", 0):
+                    self.report(Warning_(subject=request.node, text=f"{text}. {halted.hint}"))
+                yield _owner(request, tokens), Trouble(text=text, hint=halted.hint, final=True)
+
+    def _since(self, request: CsrView, rule: str) -> float:
+        return self._waiting.setdefault((request.name, rule), asyncio.get_running_loop().time())
+
+    def _is_due(self, request: CsrView, rule: str, patience: float) -> bool:
+        """Once: when it has stood that long."""
+        key = (request.name, rule)
+        due = key not in self._reported and asyncio.get_running_loop().time() - self._since(request, rule) >= patience
+        if due:
+            self._reported.add(key)
+        return due
+
+    def _forget(self, seen: Seen) -> None:
+        """What is not there any more need not be remembered."""
+        names = {each.name for each in seen.requests}
+        self._waiting = {key: since for key, since in self._waiting.items() if key[0] in names}
+        self._reported = {key for key in self._reported if key[0] in names}
+
+    def _concerns(self, request: CsrView, tokens: Tokens) -> bool:
         """A kubelet's, for one of these nodes or by one of these tokens (whatever name it asks for)."""
         if csr.kind(request) == "other":
             return False
-        ours = {csr.BOOTSTRAP_USER + token.id for token in tokens}
+        ours = {csr.BOOTSTRAP_USER + token for token in tokens}
         return self.nodes is None or request.node in self.nodes or request.username in ours
 
-    def _knowledge(self, tokens: Collection[BootstrapToken], present: Mapping[str, NodeStatus]) -> Knowledge:
+    def _knowledge(self, tokens: Tokens, present: Mapping[str, NodeStatus]) -> Knowledge:
         return Knowledge(
             inventory=self.inventory,
-            issued_keys=csr.owners(self._keys or {}),
+            issued_keys=csr.owners(self._keys),
             node_addresses=_addresses(present.values()),
-            tokens={token.id: token.node for token in tokens},
+            tokens=tokens,
             rejoining=self.rejoining,
         )
 
@@ -190,23 +266,56 @@ class Desk:
         except (ApiConflict, ApiNotFound):
             return False  # decided or deleted meanwhile: the next look sees it as it is
         self._decision(request, "approved")
-        await self._learn({request.node: (csr.request_key(request),)})
+        await self._keep({request.node: (csr.request_key(request),)})
         return True
 
-    async def _learn(self, keys: csr.Keys) -> None:
-        """Keep what is new, here and in the cluster's record."""
-        if self._keys is None:
-            self._keys = await self.kube.known_keys()
-        merged = csr.joined_keys(self._keys, keys)
-        new = {node: several for node, several in merged.items() if self._keys.get(node) != several}
-        if new:
-            self._keys = merged
-            await self.kube.remember_keys(new)
+    async def _learn(self, requests: Iterable[CsrView]) -> None:
+        """Know the keys of the record and of the requests that the API still has."""
+        if self._record is None:
+            self._record = await self.kube.known_keys()
+        self._keys = self._record
+        await self._keep(csr.issued_keys(requests))
 
-    def _decision(self, request: CsrView, decision: Literal["approved", "pending"], rule: str = "") -> None:
+    async def _keep(self, keys: csr.Keys) -> None:
+        """Know these keys too, and write what is new into the cluster's record."""
+        self._keys = csr.joined_keys(self._keys, keys)
+        record = self._record or {}
+        kept = csr.kept_keys(csr.joined_keys(record, keys))
+        new = {node: several for node, several in kept.items() if record.get(node) != several}
+        if new:
+            await self.kube.remember_keys(new)
+            self._record = kept
+
+    def _decision(
+        self, request: CsrView, decision: Literal["approved", "pending"], broken: Pending | None = None
+    ) -> None:
         self.report(
-            CsrDecision(name=request.name, node=request.node, signer=request.signer, decision=decision, rule=rule)
+            CsrDecision(
+                name=request.name,
+                node=request.node,
+                signer=request.signer,
+                decision=decision,
+                rule=broken.rule if broken else "",
+                detail=broken.detail if broken else "",
+            )
         )
+
+
+_SEE_WHY = "every request with the rule that stops it: kubeworker csr list"
+
+
+async def _leader(kube: Kube) -> str:
+    return issuing.leader(await kube.lease(issuing.LEADER), datetime.now(UTC))
+
+
+def _owner(request: CsrView, tokens: Tokens) -> str:
+    """The node that is meant: that of the token which asked, else the one whose name is asked for."""
+    return tokens.get(request.username.removeprefix(csr.BOOTSTRAP_USER), request.node)
+
+
+def _seconds(moment: str, now: datetime) -> float:
+    """Since an RFC 3339 moment; 0 where there is none."""
+    return (now - datetime.fromisoformat(moment)).total_seconds() if moment else 0.0
 
 
 def _addresses(nodes: Iterable[NodeStatus]) -> dict[str, frozenset[str]]:

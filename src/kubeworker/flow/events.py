@@ -94,6 +94,8 @@ class CsrDecision:
     decision: Literal["approved", "pending"]
     rule: str = ""
     """The rule that it breaks, where it stays pending."""
+    detail: str = ""
+    """What was seen that breaks it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,9 @@ from kubeworker.components import kubelet
 from kubeworker.core import bootstrap_token, cluster_objects, csr, desired
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.csr import Inventory
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiError, ApiNotFound
+from kubeworker.errors import ApiError, ApiNotFound, CredentialsError
 from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.io.kube import Kube
@@ -162,37 +161,28 @@ async def guarded_warnings(kube: Kube, cluster: ClusterFile) -> tuple[str, ...]:
     return (cluster_objects.guarded_warning(cluster_objects.granting_bindings(bindings, roles, groups)),)
 
 
-async def approve_while(
-    kube: Kube,
-    nodes: Collection[str],
-    tokens: Sequence[BootstrapToken],
-    inventory: Inventory,
-    until: asyncio.Event,
-    report: Reporter,
-    *,
-    rejoining: Collection[str] = (),
-) -> None:
-    """Approve the certificates of these nodes by the rules until the event is set; then take all tokens back.
+async def approve_while(desk: Desk, tokens: Sequence[BootstrapToken], until: asyncio.Event) -> None:
+    """Approve the certificates of the desk's nodes by the rules until the event is set; then take all tokens back.
 
     Runs beside the nodes' stages. It never raises for the API's sake: a stage that waits for a certificate in vain
-    fails by itself, and here is said why. Tokens live as long as the run, and are deleted on cancellation too.
+    fails by itself, and `desk.troubles` says why. Tokens live as long as the run, and are deleted on cancellation too.
     """
-    desk = Desk(kube=kube, inventory=inventory, report=report, nodes=frozenset(nodes), rejoining=frozenset(rejoining))
+    owners = {token.id: token.node for token in tokens}
     left = list(tokens)
     try:
         while True:
             ending = until.is_set()
-            seen = await desk.round(tokens)
-            for token in _joined(left, seen, frozenset(rejoining)):
-                if await _take_back(kube, token, report):
+            seen = await desk.round(owners) or Seen()
+            for token in _joined(left, seen, desk.rejoining):
+                if await _take_back(desk, token):
                     left.remove(token)
             if ending:
                 return
-            left = [await _kept_alive(kube, token, desk) for token in left]
+            left = [await _kept_alive(desk, token) for token in left]
             await _pause(until)
     finally:
         for token in left:
-            await _take_back(kube, token, report)
+            await _take_back(desk, token)
 
 
 def _joined(tokens: Iterable[BootstrapToken], seen: Seen, rejoining: Collection[str]) -> tuple[BootstrapToken, ...]:
@@ -209,13 +199,13 @@ def _joined(tokens: Iterable[BootstrapToken], seen: Seen, rejoining: Collection[
     )
 
 
-async def _kept_alive(kube: Kube, token: BootstrapToken, desk: Desk) -> BootstrapToken:
+async def _kept_alive(desk: Desk, token: BootstrapToken) -> BootstrapToken:
     """The token, with a later end where it nears it: a run over many nodes may take longer than a token lives."""
     longer = bootstrap_token.renewed(token, datetime.now(UTC))
     if longer is None:
         return token
     try:
-        await kube.patch(bootstrap_token.expiration_patch(longer))
+        await desk.kube.patch(bootstrap_token.expiration_patch(longer))
     except ApiNotFound:
         return token  # not made yet, or removed by somebody
     except ApiError as error:
@@ -224,14 +214,14 @@ async def _kept_alive(kube: Kube, token: BootstrapToken, desk: Desk) -> Bootstra
     return longer
 
 
-async def _take_back(kube: Kube, token: BootstrapToken, report: Reporter) -> bool:
+async def _take_back(desk: Desk, token: BootstrapToken) -> bool:
     """Delete a token; one that can't be deleted is named, with the way to do it by hand."""
     try:
-        await kube.delete_token(token)
-    except ApiError as error:
+        await desk.kube.delete_token(token)
+    except (ApiError, CredentialsError) as error:
         text = f"its bootstrap token was not deleted: {error.message}. It expires by itself; sooner with: "
-        text += f"kubectl --namespace kube-system delete secret {token.secret_name}"
-        report(Warning_(subject=token.node, text=text))
+        text += f"kubeworker token revoke {token.id}"
+        desk.report(Warning_(subject=token.node, text=text))
         return False
     return True
 

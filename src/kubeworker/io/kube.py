@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from kubeworker.core import bootstrap_token, csr, kube_views
+from kubeworker.core import bootstrap_token, csr, kube_views, token_listing
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import OWNED_RECORD, ObjectAction
 from kubeworker.core.csr import CsrView
@@ -27,9 +28,19 @@ from kubeworker.core.kube_views import (
     PodStatus,
     ServiceStatus,
 )
-from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
+from kubeworker.core.token_listing import TokenView
+from kubeworker.errors import (
+    ApiConflict,
+    ApiError,
+    ApiNotFound,
+    ApiRefused,
+    ApiUnreachable,
+    Cause,
+    CredentialsError,
+)
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncClient as AsyncHTTPClient
     from httpx2 import AsyncHTTPTransport, Auth
     from lightkube import AsyncClient
     from lightkube.config.kubeconfig import SingleConfig
@@ -41,8 +52,6 @@ FEW = 5
 """Up to so many Nodes are asked for one by one."""
 KEYS_RECORD = "kubeworker-issued-keys"
 """ConfigMap in kube-system: by node, the ids of the public keys that certificates were last issued for."""
-KEYS_KEPT = 4
-"""Of each node: client and serving, before and after a renewal. So the record of 3000 nodes fits in one ConfigMap."""
 
 Value = TypeVar("Value")
 
@@ -226,6 +235,23 @@ class Kube:
                         raise
                     await self.create(document)
 
+    async def request(
+        self, method: str, path: str, *, subject: str, body: Document | None = None, content_type: str = ""
+    ) -> dict[str, Any]:
+        """A request in the API's own terms, for what has no class here; the answer's JSON.
+
+        Writes must be such that repeating one does no harm, since a lost kube-apiserver may have done it already.
+        """
+        return await self._call(
+            subject,
+            lambda _client: self._candidates[self._current].request(method, path, body=body, content_type=content_type),
+        )
+
+    async def version(self) -> str:
+        """The kube-apiserver's version: 1.33.3"""
+        answer = await self.request("GET", "/version", subject="the API server's version")
+        return str(answer["gitVersion"]).removeprefix("v")
+
     # Nodes, leases, services.
 
     async def nodes(self, names: Collection[str] | None = None) -> tuple[NodeStatus, ...]:
@@ -298,8 +324,8 @@ class Kube:
         return {node: tuple(keys.split(",")) for node, keys in data.items()}
 
     async def remember_keys(self, keys: Mapping[str, Sequence[str]]) -> None:
-        """Replace what `known_keys` tells of these nodes; the last KEYS_KEPT of each are kept."""
-        data = {node: ",".join(several[-KEYS_KEPT:]) for node, several in keys.items()}
+        """Replace what `known_keys` tells of these nodes; `csr.kept_keys` of them are kept."""
+        data = {node: ",".join(several) for node, several in csr.kept_keys(keys).items()}
         metadata = {"name": KEYS_RECORD, "namespace": "kube-system"}
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
         await self.carry_out(ObjectAction(verb="patch", document=document, reason="keys issued to kubelets"))
@@ -310,7 +336,17 @@ class Kube:
         secrets_found = await self.list("Secret", namespace=bootstrap_token.NAMESPACE, labels=labels)
         return tuple(token for each in secrets_found if (token := bootstrap_token.found(each)) is not None)
 
-    async def delete_token(self, token: BootstrapToken) -> bool:
+    async def token_owners(self) -> dict[str, str]:
+        """Node by id of each of them: all that approval needs, so that no secret is held for long."""
+        return {token.id: token.node for token in await self.tokens()}
+
+    async def token_views(self) -> tuple[TokenView, ...]:
+        """Every bootstrap token in the cluster, whoever made it; the secrets are dropped here."""
+        fields = {"type": bootstrap_token.TYPE}
+        found = await self.list("Secret", namespace=bootstrap_token.NAMESPACE, fields=fields)
+        return tuple(token_listing.view(each) for each in found)
+
+    async def delete_token(self, token: BootstrapToken | TokenView) -> bool:
         """Take a bootstrap token back; False if it was gone already."""
         return await self.delete("Secret", token.secret_name, namespace=bootstrap_token.NAMESPACE)
 
@@ -519,6 +555,24 @@ class _Candidate:
         return answer.status_code, answer.request.headers.get("Authorization", "")
 
     @cached_property
+    def _http(self) -> AsyncHTTPClient:
+        import httpx2
+
+        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS)
+        return httpx2.AsyncClient(
+            transport=self.connections, trust_env=False, timeout=timeout, auth=self._authentication
+        )
+
+    async def request(self, method: str, path: str, *, body: Document | None, content_type: str) -> dict[str, Any]:
+        """The JSON that the server answers; httpx2's errors."""
+        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
+        content = json.dumps(body).encode() if body is not None else None
+        answer = await self._http.request(method, f"{self.server}{path}", content=content, headers=headers)
+        answer.raise_for_status()
+        document: dict[str, Any] = answer.json()
+        return document
+
+    @cached_property
     def _authentication(self) -> Auth | None:
         from lightkube.config.client_adapter import user_auth
 
@@ -602,6 +656,10 @@ def _translated(subject: str, server: str) -> Iterator[None]:
 
 
 def _api_error(subject: str, server: str, response: Any, message: str) -> ApiError:
+    said, causes = _status(response)
+    message = said or message
+    if causes and response.status_code in {409, 422}:
+        return ApiRefused(message, subject=subject, causes=causes)
     match response.status_code:
         case 401:
             return ApiError(
@@ -621,6 +679,21 @@ def _api_error(subject: str, server: str, response: Any, message: str) -> ApiErr
             return ApiConflict(message, subject=subject, hint="somebody changed it at the same time: run again")
         case status:
             return ApiError(f"{message} ({status})", subject=subject)
+
+
+def _status(response: Any) -> tuple[str, tuple[Cause, ...]]:
+    """The message and the causes of the API's Status object; empty where the answer is none."""
+    try:
+        status = response.json()
+        details = status.get("details") or {}
+        causes = tuple(
+            Cause(reason=each.get("reason") or "", message=each.get("message") or "", field=each.get("field") or "")
+            for each in details.get("causes") or ()
+        )
+        return str(status.get("message") or ""), causes
+    except (ValueError, AttributeError, TypeError, RuntimeError):
+        # RuntimeError: the body of a stream was not read.
+        return "", ()
 
 
 def _refused(kubeconfig: Path, server: str, status: int) -> CredentialsError:

@@ -292,7 +292,6 @@ def test_a_key_may_serve_its_own_node_again() -> None:
         ("kubernetes.io/kube-apiserver-client", "admin"),
         ("kubernetes.io/legacy-unknown", f"system:node:{NODE}"),
         ("example.com/signer", f"system:node:{NODE}"),
-        (csr.CLIENT_SIGNER, f"system:node:{NODE}"),
         (csr.CLIENT_SIGNER, "admin"),
     ],
 )
@@ -301,6 +300,13 @@ def test_other_requests_are_never_approved(signer: str, username: str) -> None:
         verdict = csr.judge(replace(good, signer=signer, username=username), known)
         assert isinstance(verdict, Pending)
         assert verdict.rule == "other.signer"
+
+
+def test_a_nodes_renewal_of_its_client_certificate_is_left_to_the_controller_manager() -> None:
+    verdict = csr.judge(replace(CLIENT, username=f"system:node:{NODE}"), CLIENT_KNOWN)
+    assert isinstance(verdict, Pending)
+    assert verdict.rule == "client.renewal"
+    assert "node-client-cert-renewal" in verdict.detail
 
 
 def test_no_other_signer_is_judged_by_the_rules_of_these_two() -> None:
@@ -365,6 +371,13 @@ def test_the_newest_key_of_a_node_comes_last() -> None:
     keys = csr.issued_keys([newer, older])
     assert keys == {NODE: (csr.public_key_id(x509.load_pem_x509_certificate(older.certificate)), OWN_KEY)}
     assert csr.joined_keys(keys, {NODE: (OWN_KEY, "new"), OTHER: ("x",)}) == {NODE: (*keys[NODE], "new"), OTHER: ("x",)}
+
+
+def test_of_each_node_the_newest_keys_are_kept_whatever_order_they_are_learned_in() -> None:
+    issued = {NODE: tuple("abcdef")}
+    recorded = csr.kept_keys(issued)
+    assert recorded == {NODE: tuple("cdef")}
+    assert csr.kept_keys(csr.joined_keys(recorded, issued)) == recorded
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,11 @@
+"""Lengths of time for people."""
+
+from __future__ import annotations
+
+
+def text(seconds: float) -> str:
+    """In the largest unit that leaves at least two of it: `364 days`, `23 h`, `8 min`, `45 s`; at least 0 s."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(max(seconds, 0))} s"
