@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kubeworker.components import discover
@@ -47,7 +49,12 @@ def archives(spec: ClusterFile) -> dict[str, Archive]:
 
 
 def state(
-    spec: ClusterFile, *, node: str = "k8s-01", facts: Facts | None = None, credentials: Credentials = CREDENTIALS
+    spec: ClusterFile,
+    *,
+    node: str = "k8s-01",
+    facts: Facts | None = None,
+    credentials: Credentials = CREDENTIALS,
+    local_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> NodeState:
     """What the node is to look like."""
     blobs = {each.name: Blob(sha256="a" * 64, size=1) for each in desired.artifacts(spec, REGISTRY)}
@@ -57,6 +64,7 @@ def state(
         registry=REGISTRY,
         blobs=blobs,
         archives=archives(spec),
+        local_files=local_files,
         credentials=credentials,
         facts=facts or Facts(),
     )

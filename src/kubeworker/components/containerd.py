@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from kubeworker.core import registry_hosts
 from kubeworker.core.artifact import (
     RUNC_LDFLAGS,
     Artifact,
@@ -26,30 +29,24 @@ from kubeworker.core.model import (
     File,
     Gate,
     Image,
+    Marked,
     NodeCommand,
     Stage,
     Unit,
     UnitActive,
 )
+from kubeworker.core.registry_hosts import (
+    CERTS_D,
+    DEFAULT,
+    MARK,
+    Mirror,
+    Registry,
+    folder,
+    hosts_path,
+    server_url,
+)
 from kubeworker.core.spec import ClusterFile, LocalPath
 from kubeworker.errors import SpecError
-
-
-class Mirror(ComponentConfig):
-    """One mirror of a registry, with what hosts.toml can say of it (containerd docs/hosts.md)."""
-
-    url: str
-    """https://mirror.example, with the path if it serves under one."""
-    capabilities: tuple[str, ...] = ("pull", "resolve")
-    ca: str = ""
-    """CA file on the node; empty: the system's."""
-    skip_verify: bool = False
-    """Do not check the mirror's certificate."""
-    override_path: bool = False
-    """The URL's path already ends in the API root; containerd adds no /v2."""
-
-
-_Registry = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?(:[0-9]+)?$")]
 
 
 def _writable(config: dict[str, Any]) -> dict[str, Any]:
@@ -65,10 +62,11 @@ class Config(ComponentConfig):
 
     config: Annotated[dict[str, Any], AfterValidator(_writable)] = Field(default_factory=dict)
     """Merged over the rendered config.toml: maps key by key, anything else replaces, null removes."""
-    mirrors: dict[_Registry, tuple[str | Mirror, ...]] | None = None
-    """Per registry, mirrors in the order they are tried, written to /etc/containerd/certs.d/REGISTRY/hosts.toml;
-    containerd reads these files at each pull, so a change restarts nothing. An empty list removes the registry's
-    file. Default: none; with `profile: guide` docker.io: [https://mirror.gcr.io]."""
+    mirrors: registry_hosts.Registries | None = None
+    """Per registry (HOST, HOST:PORT, or _default for every other) a mirror's URL, a list of mirrors in the order in
+    which they are tried, or fields; written to /etc/containerd/certs.d/REGISTRY/hosts.toml. containerd reads these
+    files at each pull, so a change restarts nothing. A registry taken out, or with an empty list, has its files
+    removed. Default: none; with `profile: guide` docker.io: [https://mirror.gcr.io]."""
     sandbox_image: str = "registry.k8s.io/pause:3.10"
     """The pod sandbox's image; a site without internet names its own, or preloads this one."""
     preload_images: tuple[LocalPath, ...] = ()
@@ -77,7 +75,6 @@ class Config(ComponentConfig):
 
 _SOCKET = "unix:///run/containerd/containerd.sock"
 _CONFIG = "/etc/containerd/config.toml"
-_CERTS_D = "/etc/containerd/certs.d"
 _UNIT = "containerd.service"
 _RUNTIME = "io.containerd.cri.v1.runtime"
 _IMAGES = "io.containerd.cri.v1.images"
@@ -169,7 +166,6 @@ def _stage(context: Context[Config]) -> Stage:
     cluster, config = context.cluster, context.config
     bin_dir = cluster.paths.bin_dir
     binaries = tuple(binary(artifact, bin_dir, context.blobs) for artifact in _artifacts(cluster, config))
-    mirrors, unmirrored = _hosts_files(context)
     return Stage(
         component="containerd",
         directories=_directories(context),
@@ -178,9 +174,10 @@ def _stage(context: Context[Config]) -> Stage:
             File(path=_CONFIG, content=toml.dump(_config_file(context)).encode()),
             File(path="/etc/crictl.yaml", content=yaml.dump(_CRICTL).encode()),
             File(path="/etc/nerdctl/nerdctl.toml", content=_nerdctl_file(cluster).encode()),
-            *mirrors,
+            *_hosts_files(context),
         ),
-        absent=unmirrored,
+        absent=_unmirrored(context),
+        marked=(Marked(pattern=f"{CERTS_D}/*/*", line=MARK, reason="cluster.yaml does not name it any more"),),
         config_checks=(
             ConfigCheck(
                 name="containerd config dump",
@@ -244,9 +241,9 @@ def _directories(context: Context[Config]) -> tuple[Directory, ...]:
         Directory(path=f"{paths.containerd_dir}/root", mode=0o711),
         *((Directory(path=state, mode=0o711),) if not state.startswith("/run/") else ()),
         Directory(path="/etc/containerd"),
-        Directory(path=_CERTS_D),
+        Directory(path=CERTS_D),
         Directory(path="/etc/nerdctl"),
-        *(Directory(path=f"{_CERTS_D}/{name}") for name, hosts in _mirrors(context).items() if hosts),
+        *(Directory(path=folder(name)) for name in _written(context.cluster, context.config)),
     )
 
 
@@ -257,7 +254,7 @@ def _state(cluster: ClusterFile) -> str:
 
 def _config_file(context: Context[Config]) -> dict[str, Any]:
     cluster, config = context.cluster, context.config
-    images: dict[str, Any] = {"registry": {"config_path": _CERTS_D}}
+    images: dict[str, Any] = {"registry": {"config_path": CERTS_D}}
     if cluster.profile != "guide" or config.sandbox_image != Config.model_fields["sandbox_image"].default:
         # v3's name for what was sandbox_image.
         images = {"pinned_images": {"sandbox": config.sandbox_image}, **images}
@@ -294,53 +291,69 @@ def _nerdctl_file(cluster: ClusterFile) -> str:
     """The guide leaves this file empty: nerdctl then looks into the namespace `default`, where no pod's image is."""
     if cluster.profile == "guide":
         return ""
-    return toml.dump({"namespace": "k8s.io", "hosts_dir": [_CERTS_D]})
+    return toml.dump({"namespace": "k8s.io", "hosts_dir": [CERTS_D]})
 
 
-def _mirrors(context: Context[Config]) -> dict[str, tuple[str | Mirror, ...]]:
-    if context.config.mirrors is not None:
-        return context.config.mirrors
-    return {"docker.io": ("https://mirror.gcr.io",)} if context.cluster.profile == "guide" else {}
+def _mirrors(cluster: ClusterFile, config: Config) -> Mapping[str, Registry]:
+    if config.mirrors is not None:
+        return config.mirrors
+    guide = {"docker.io": Registry(hosts=(Mirror(url="https://mirror.gcr.io"),))}
+    return guide if cluster.profile == "guide" else {}
 
 
-def _hosts_files(context: Context[Config]) -> tuple[tuple[File, ...], tuple[Absent, ...]]:
-    files, absent = [], []
-    for registry, hosts in _mirrors(context).items():
-        path = f"{_CERTS_D}/{registry}/hosts.toml"
-        if not hosts:
-            absent.append(Absent(path=path, reason=f"{registry} has no mirrors in cluster.yaml"))
-            continue
-        document = {
-            "server": _server(registry, guide=context.cluster.profile == "guide"),
-            "host": {_url(host): _host(host) for host in hosts},
-        }
-        files.append(File(path=path, content=toml.dump(document).encode()))
-    return tuple(files), tuple(absent)
+def _written(cluster: ClusterFile, config: Config) -> Mapping[str, Registry]:
+    """The registries that have files. One without mirrors of its own needs one where `_default` would give it some."""
+    mirrors = _mirrors(cluster, config)
+    return {
+        name: registry
+        for name, registry in mirrors.items()
+        if not registry.says_nothing or (DEFAULT in mirrors and name != DEFAULT)
+    }
 
 
-def _server(registry: str, *, guide: bool) -> str:
-    """Where containerd goes when no mirror has the image. `server` is used as it stands, and docker.io's registry has
-    another name (core/remotes/docker: DefaultHost); the guide's https://docker.io is a web site.
-    """
-    if registry == "docker.io" and not guide:
-        return "https://registry-1.docker.io"
-    return f"https://{registry}"
+def _hosts_files(context: Context[Config]) -> tuple[File, ...]:
+    return tuple(
+        file
+        for name, registry in _written(context.cluster, context.config).items()
+        for file in registry_hosts.files(name, registry, context.local_files)
+    )
 
 
-def _url(host: str | Mirror) -> str:
-    return host if isinstance(host, str) else host.url
+def _unmirrored(context: Context[Config]) -> tuple[Absent, ...]:
+    written = _written(context.cluster, context.config)
+    return tuple(
+        Absent(path=hosts_path(name), reason=f"{name} has no mirrors in cluster.yaml")
+        for name in _mirrors(context.cluster, context.config)
+        if name not in written
+    )
 
 
-def _host(host: str | Mirror) -> dict[str, Any]:
-    mirror = Mirror(url=host) if isinstance(host, str) else host
-    entry: dict[str, Any] = {"capabilities": list(mirror.capabilities)}
-    if mirror.ca:
-        entry["ca"] = mirror.ca
-    if mirror.skip_verify:
-        entry["skip_verify"] = True
-    if mirror.override_path:
-        entry["override_path"] = True
-    return entry
+def _local_files(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    return tuple(
+        path for registry in _written(cluster, config).values() for path in registry_hosts.local_files(registry)
+    )
+
+
+def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    """Hosts whose word is taken for a tag's digest without proof of who they are."""
+    endpoints = [
+        (name, url, endpoint.skip_verify)
+        for name, registry in _mirrors(cluster, config).items()
+        for url, endpoint in (
+            (server_url(name, registry), registry),
+            *((mirror.url, mirror) for mirror in registry.hosts),
+        )
+    ]
+    return tuple(
+        f"components.containerd.mirrors.{name}: {url or 'the server'} "
+        + (
+            "is not verified (skip_verify): whoever answers at its address decides what images hold"
+            if skipped
+            else "is plain http: whoever is on the way decides what images hold"
+        )
+        for name, url, skipped in endpoints
+        if skipped or (url.startswith("http://") and not re.match(r"http://(localhost|127\.|\[::1\])", url))
+    )
 
 
 def _unit_file(context: Context[Config]) -> str:
@@ -408,7 +421,9 @@ COMPONENT = Component(
     stage=_stage,
     artifacts=_artifacts,
     archives=lambda _cluster, config: config.preload_images,
+    local_files=_local_files,
     checks=_checks,
     validate=_validate,
+    warnings=_warnings,
     after=("host", "kube_nginx"),
 )

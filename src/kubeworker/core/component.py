@@ -86,6 +86,9 @@ class Context(Generic[ConfigT]):
     """By artifact name. For `render`, which needs no artifacts, a blob of size 0 stands in."""
     archives: Mapping[str, Archive]
     """By the path that the component's `archives` named."""
+    local_files: Mapping[str, bytes] = field(repr=False)
+    """By the path that the component's `local_files` named. Empty content, or none, where they are not read: whether a
+    cluster file holds together, and what `verify` looks at, does not depend on them."""
     credentials: Credentials
     facts: Facts
     needs: tuple[Requirement, ...] = ()
@@ -103,6 +106,8 @@ class Component(Generic[ConfigT]):
     artifacts: Callable[[ClusterFile, ConfigT], tuple[Artifact, ...]] = lambda _cluster, _config: ()
     archives: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
     """Paths of OCI archives on the control host that nodes must have imported."""
+    local_files: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
+    """Paths of small files on the control host whose content goes into files on nodes: CAs, keys."""
     checks: Callable[[Context[ConfigT]], tuple[Check, ...]] = lambda _context: ()
     enabled: Callable[[ClusterFile], bool] = lambda _cluster: True
     """Whether this cluster has the component at all (bridge_cni: only with `cni: bridge`)."""

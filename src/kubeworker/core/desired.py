@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -35,6 +35,7 @@ class Inputs:
     registry: Registry
     blobs: Mapping[str, Blob]
     archives: Mapping[str, Archive]
+    local_files: Mapping[str, bytes] = field(repr=False)
     credentials: Credentials
     """This node's: the bootstrap token is its own."""
 
@@ -46,6 +47,7 @@ class Inputs:
             registry=self.registry,
             blobs=self.blobs,
             archives=self.archives,
+            local_files=self.local_files,
             credentials=self.credentials,
             facts=facts,
         )
@@ -107,6 +109,7 @@ def _validate(cluster: ClusterFile, node: NodeSpec, registry: Registry) -> None:
         registry=registry,
         blobs={artifact.name: nothing for artifact in _artifacts(seen, registry)},
         archives={path: Archive(references=(), blob=nothing) for path in _archives(seen, registry)},
+        local_files={},
         credentials=Credentials(ca_cert=b""),
         facts=Facts(),
     )
@@ -119,6 +122,7 @@ def desired(
     registry: Registry,
     blobs: Mapping[str, Blob],
     archives: Mapping[str, Archive],
+    local_files: Mapping[str, bytes],
     credentials: Credentials,
     facts: Facts,
 ) -> NodeState:
@@ -136,6 +140,7 @@ def desired(
             config=config(component, cluster),
             blobs=blobs,
             archives=archives,
+            local_files=local_files,
             credentials=credentials,
             facts=facts,
             needs=tuple(need for stage in stages.values() for need in stage.requirements) if component.gathers else (),
@@ -168,6 +173,19 @@ def _archives(seen: ClusterFile, registry: Registry) -> Iterator[str]:
             yield from component.archives(seen, config(component, seen))
 
 
+def local_files(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
+    """Paths, on the control host, of the files whose content goes into files on nodes."""
+    return tuple(
+        dict.fromkeys(
+            path
+            for seen in _variants(cluster)
+            for component in registry
+            if component.enabled(seen)
+            for path in component.local_files(seen, config(component, seen))
+        )
+    )
+
+
 def _variants(cluster: ClusterFile) -> tuple[ClusterFile, ...]:
     """The file as its nodes see it, once for each set of settings that at least one node has."""
     plain = (cluster,) if any(not node.components for node in cluster.nodes) else ()
@@ -196,6 +214,7 @@ def checks(
                 config=config(component, cluster),
                 blobs={},
                 archives=archives,
+                local_files={},
                 credentials=credentials,
                 facts=facts,
             )

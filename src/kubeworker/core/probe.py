@@ -428,7 +428,7 @@ def _marked(state: NodeState) -> str:
     return "\n".join(
         f"""for path in {each.pattern}; do
   case $path in *"$nl"*) continue ;; esac
-  [ -f "$path" ] && [ ! -L "$path" ] && [ -r "$path" ] || continue
+  if [ ! -f "$path" ] || [ -L "$path" ] || [ ! -r "$path" ]; then continue; fi
   line=
   read -r line < "$path" || :
   [ "$line" != {shlex.quote(each.line)} ] || field marked "$path"

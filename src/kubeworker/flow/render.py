@@ -11,6 +11,7 @@ from kubeworker.core.desired import Registry
 from kubeworker.core.model import Blob, File, NodeState
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import InputError
+from kubeworker.io import local_files
 
 PLACEHOLDER = b"# secret: made by `kubeworker apply`, never rendered\n"
 """What stands in a file whose content is a secret."""
@@ -47,6 +48,7 @@ def offline_state(cluster: ClusterFile, registry: Registry, node: str) -> NodeSt
         registry=registry,
         blobs={artifact.name: nothing for artifact in desired.artifacts(cluster, registry)},
         archives={path: Archive(references=(), blob=nothing) for path in desired.archives(cluster, registry)},
+        local_files=local_files.read_present(desired.local_files(cluster, registry)),
         credentials=Credentials(ca_cert=_ca_certificate(cluster), bootstrap_token=_STAND_IN),
         facts=Facts(),
     )

@@ -20,7 +20,7 @@ from kubeworker.errors import ApiUnreachable, InputError
 from kubeworker.flow import artifacts, credentials
 from kubeworker.flow.credentials import KubeProxyCredential
 from kubeworker.flow.events import Reporter
-from kubeworker.io import cluster_file, node, oci_archive
+from kubeworker.io import cluster_file, local_files, node, oci_archive
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.fleet import Ok, Outcome, fan_out
 from kubeworker.io.kube import Kube
@@ -51,6 +51,7 @@ class Session:
     proxy: KubeProxyCredential = field(repr=False)
     blobs: Mapping[str, Blob]
     archives: Mapping[str, Archive]
+    local_files: Mapping[str, bytes] = field(repr=False)
     store: BlobStore
     kube: Kube | None
     """None: no kube-apiserver answers, and `trouble` says why."""
@@ -65,6 +66,7 @@ class Session:
             registry=self.registry,
             blobs=self.blobs,
             archives=self.archives,
+            local_files=self.local_files,
             credentials=Credentials(
                 ca_cert=self.ca.pem,
                 kube_proxy_cert=self.proxy.cert,
@@ -104,6 +106,7 @@ async def open_session(request: Request, report: Reporter) -> AsyncIterator[Sess
             proxy=proxy,
             blobs=blobs,
             archives={path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)},
+            local_files=local_files.read(desired.local_files(cluster, registry)),
             store=store,
             kube=kube if isinstance(kube, Kube) else None,
             trouble="" if isinstance(kube, Kube) else kube.message,

@@ -424,6 +424,8 @@ def _value(value: Any, base: Path, *, path: bool) -> Any:
             return _resolved(value, base)
         case tuple():
             return tuple(_value(each, base, path=path) for each in value)
+        case dict():
+            return {key: _value(each, base, path=path) for key, each in value.items()}
         case str() if path and value:
             return str(base / _expanded(value))
         case _:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.samples import changed, cluster, files, reloaded, restarted, stage, state, text, with_component
+from tests.unit.samples import changed, cluster, reloaded, restarted, stage, state, text, with_component
 
-from kubeworker.core.model import Absent, Image
+from kubeworker.core.model import Image
 from kubeworker.errors import SpecError
 
 CONFIG = "/etc/containerd/config.toml"
@@ -88,46 +88,6 @@ def test_mirrors_restart_and_reload_nothing(mirrors: dict[str, list[str]]) -> No
     assert changed(before, after)
     assert restarted(before, after) == set()
     assert reloaded(before, after) == set()
-
-
-def test_mirrors_are_tried_in_the_order_given() -> None:
-    hosts = ["https://b.example", {"url": "https://a.example/v2/x", "override_path": True, "ca": "/etc/a.pem"}]
-    document = text(state(with_component("containerd", mirrors={"docker.io": hosts})), DOCKER)
-    assert document.index("b.example") < document.index("a.example")
-    assert tomllib.loads(document) == {
-        "server": "https://registry-1.docker.io",
-        "host": {
-            "https://b.example": {"capabilities": ["pull", "resolve"]},
-            "https://a.example/v2/x": {"capabilities": ["pull", "resolve"], "ca": "/etc/a.pem", "override_path": True},
-        },
-    }
-
-
-def test_the_guide_has_a_mirror_for_docker_and_the_default_has_none() -> None:
-    guide = state(cluster(profile="guide"))
-    assert tomllib.loads(text(guide, DOCKER)) == {
-        "server": "https://docker.io",
-        "host": {"https://mirror.gcr.io": {"capabilities": ["pull", "resolve"]}},
-    }
-    assert DOCKER not in files(state(cluster()))
-    assert DOCKER not in files(state(with_component("containerd", profile="guide", mirrors={})))
-
-
-def test_an_empty_list_removes_the_registrys_file() -> None:
-    containerd = stage(with_component("containerd", mirrors={"docker.io": []}), "containerd")
-    assert containerd.absent == (Absent(path=DOCKER, reason="docker.io has no mirrors in cluster.yaml"),)
-
-
-@pytest.mark.parametrize("registry", ["localhost:5000", "registry.k8s.io", "_default", "10.0.0.1:443"])
-def test_registries_are_named_as_containerd_names_their_directories(registry: str) -> None:
-    spec = with_component("containerd", mirrors={registry: ["https://m"]})
-    assert f"/etc/containerd/certs.d/{registry}/hosts.toml" in files(state(spec))
-
-
-@pytest.mark.parametrize("registry", ["../x", "a/b", "", "-a", "a:b"])
-def test_a_name_that_would_leave_the_directory_is_refused(registry: str) -> None:
-    with pytest.raises(SpecError):
-        state(with_component("containerd", mirrors={registry: ["https://m"]}))
 
 
 def test_the_tools_find_containerd() -> None:

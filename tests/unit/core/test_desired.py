@@ -122,7 +122,14 @@ def component(name: str, *files_: File, **more: Any) -> Component[ComponentConfi
 def made_of(*components: Component[ComponentConfig]) -> NodeState:
     spec = cluster()
     return desired.desired(
-        spec, spec.nodes[0], registry=components, blobs={}, archives={}, credentials=CREDENTIALS, facts=Facts()
+        spec,
+        spec.nodes[0],
+        registry=components,
+        blobs={},
+        archives={},
+        local_files={},
+        credentials=CREDENTIALS,
+        facts=Facts(),
     )
 
 

@@ -30,6 +30,7 @@ from kubeworker.core.model import (
     Image,
     Leftover,
     Link,
+    Marked,
     Module,
     NodeState,
     RequireCommand,
@@ -371,6 +372,29 @@ def test_a_stage_that_is_told_to_end_puts_everything_back(any_shell: Machine) ->
     assert any_shell.leftovers() == []
 
 
+def test_files_with_the_tools_mark_go_when_they_are_not_wanted_any_more(any_shell: Machine) -> None:
+    machine = any_shell
+    files = {
+        "dropped/hosts": "# ours\nx",
+        "dropped/key": "# ours\n",
+        "mixed/ours": "# ours\n",
+        "mixed/theirs": "x\n",
+        "kept/hosts": "# ours\nold\n",
+    }
+    for name, content in files.items():
+        Path(machine.path(name)).parent.mkdir(parents=True, exist_ok=True)
+        Path(machine.path(name)).write_text(content)
+    (machine.root / "etc/mixed/link").symlink_to(machine.path("mixed/ours"))
+    machine.apply(
+        machine.state(
+            files=(machine.file("kept/hosts", b"# ours\nnew\n"),),
+            marked=(Marked(pattern=machine.path("*/*"), line="# ours", reason="not named"),),
+        )
+    )
+    left = sorted(str(path.relative_to(machine.root / "etc")) for path in (machine.root / "etc").rglob("*"))
+    assert left == ["kept", "kept/hosts", "mixed", "mixed/link", "mixed/theirs"]
+
+
 def test_a_leftover_is_seen_and_removed(any_shell: Machine) -> None:
     trace = any_shell.root / "trace's"
     trace.touch()
@@ -471,6 +495,7 @@ def everything() -> StagePlan:
         files=(File(path="/etc/a b", content=b"x"), File(path="/etc/it's", content=b"x")),
         links=(Link(path="/etc/link", target="x"),),
         absent=(Absent(path="/etc/gone", reason="x"),),
+        marked=(Marked(pattern="/etc/some/*", line="# mark's", reason="x"),),
         config_checks=(
             ConfigCheck(name="it's", command=("x", "--f={/etc/a b}", "{tmp}"), reject=("a'b",), inputs=("/etc/a b",)),
         ),
@@ -478,7 +503,7 @@ def everything() -> StagePlan:
         images=(Image(reference="pause:3.10", archive=blob(b"oci"), ctr="/opt/k8s/bin/ctr"),),
     )
     gone = "clock\t1\nhostname\tn\nmachine-id\tm\nmachine\tx86_64\nkernel\t6\ncgroup\t2\ncontainer\t"
-    swap = "swap\t/dev/sda2\ns\t81a4\troot:root\t1\t1\t1\t1\t/etc/gone"
+    swap = "marked\t/etc/some/it's\nswap\t/dev/sda2\ns\t81a4\troot:root\t1\t1\t1\t1\t/etc/gone"
     (plan,) = diff(state(stage), parse("n", f"kubeworker-probe 1\n{gone}\n{swap}\nend\n"))
     return plan
 

@@ -21,6 +21,7 @@ from kubeworker.core.model import (
     File,
     Image,
     Link,
+    Marked,
     Module,
     NodeState,
     RequireCommand,
@@ -348,6 +349,7 @@ def everything() -> NodeState:
             ),
             links=(Link(path="/etc/link", target="x"),),
             deferred=(Deferred(path="/etc/later", reason="podCIDR"),),
+            marked=(Marked(pattern="/etc/some/*/*", line="# the tool's", reason="x"),),
             images=(Image(reference="pause:3.10", archive=blob(b"oci"), ctr="/opt/k8s/bin/ctr"),),
             units=(Unit(name="kubelet.service", content="[Unit]\n"), Unit(name="x@y.service", content="[Unit]\n")),
         )
