@@ -19,7 +19,7 @@ from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
-Verb: TypeAlias = Literal["create", "replace", "recreate", "patch", "delete"]
+Verb: TypeAlias = Literal["create", "replace", "recreate", "patch", "apply", "delete"]
 ClientCsr: TypeAlias = Literal["guarded", "auto"]
 
 OWNED_RECORD = "kubeworker-owned"
@@ -33,7 +33,10 @@ NODE_CLIENT = "system:certificates.k8s.io:certificatesigningrequests:nodeclient"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectAction:
-    """One change of one Kubernetes object. `recreate` deletes first: a binding's roleRef can't be changed."""
+    """One change of one Kubernetes object. `recreate` deletes first: a binding's roleRef can't be changed.
+
+    `apply` is server-side apply: the object is made or changed, whoever has set its fields before.
+    """
 
     verb: Verb
     document: Document = field(repr=False)

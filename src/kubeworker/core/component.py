@@ -6,13 +6,14 @@ A component module defines its pydantic `Config`, pure functions, and one value 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from kubeworker.core.artifact import Artifact
+from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Binary, Blob, Check, Requirement, Stage
 from kubeworker.core.spec import API_PROXY, ClusterFile, NodeSpec
 
@@ -96,6 +97,49 @@ class Context(Generic[ConfigT]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A certificate that a component needs in the cluster (not on nodes)."""
+
+    name: str
+    """How it is kept and handed over: hubble-server."""
+    common_name: str
+    dns_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """A certificate and its key, PEM."""
+
+    cert: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A Helm chart with its values: rendered on the control host, applied by this tool."""
+
+    component: str
+    release: str
+    """Helm's name for an installation; charts put it into names and labels."""
+    namespace: str
+    artifact: str
+    """The name of the chart's artifact."""
+    values: Mapping[str, Any] = field(repr=False)
+    """They may hold keys."""
+    agent: str
+    """Name, in `namespace`, of the DaemonSet whose pod must be Ready before a node counts as healthy."""
+    proxy_setting: tuple[str, str, str] | tuple[()] = ()
+    """ConfigMap in `namespace`, key and value that say that the agents do kube-proxy's work."""
+    adopt: bool = False
+    """Objects that something else has made may be taken over."""
+
+    @property
+    def record(self) -> str:
+        """The ConfigMap in kube-system that says which objects are this tool's to remove."""
+        return f"kubeworker-{self.component}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Component(Generic[ConfigT]):
     """A thing that runs on a worker node, as values and pure functions."""
 
@@ -119,6 +163,14 @@ class Component(Generic[ConfigT]):
     """Fields of the config that hold for the whole cluster: a node can't have its own."""
     after: tuple[str, ...] = ()
     """Components whose stage is carried out before this one's."""
+    node_warnings: Callable[[ClusterFile, ConfigT, Sequence[NodeStatus]], tuple[str, ...]] = lambda *_: ()
+    """What a plan should warn of, seeing the cluster's Nodes (a run for a few nodes sees those only)."""
+    tools: Callable[[ClusterFile, ConfigT], tuple[Artifact, ...]] = lambda _cluster, _config: ()
+    """Artifacts for the control host: what renders the chart, and the chart."""
+    certificates: Callable[[ClusterFile, ConfigT], tuple[Certificate, ...]] = lambda _cluster, _config: ()
+    """What the tool issues for the chart, from a certificate authority of the component's own."""
+    chart: Callable[[ClusterFile, ConfigT, Mapping[str, KeyPair]], Chart] | None = None
+    """The Helm chart that is installed in the cluster; the key pairs are the `certificates` by name, and `ca`."""
     warnings: Callable[[ClusterFile, ConfigT], tuple[str, ...]] = lambda _cluster, _config: ()
     """What a plan should warn of (a mode that a later version removes)."""
 
@@ -138,13 +190,6 @@ def url_host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def api_proxy_url(cluster: ClusterFile) -> str:
-    """The API's URL as nodes reach it (the guide's KUBE_APISERVER): the local kube-nginx.
-
-    Read from the file and not from the component, since no component may know another.
-    """
-    listen: str = cluster.components.get("kube_nginx", {}).get("listen", API_PROXY)
-    return f"https://{listen}"
 def replaces_kube_proxy(cluster: ClusterFile) -> bool:
     """Whether the network plugin does kube-proxy's work: Cilium with `kube_proxy_replacement: true`.
 
@@ -154,3 +199,10 @@ def replaces_kube_proxy(cluster: ClusterFile) -> bool:
     return str(cluster.cni) == "cilium" and bool(settings.get("kube_proxy_replacement", False))
 
 
+def api_proxy_url(cluster: ClusterFile) -> str:
+    """The API's URL as nodes reach it (the guide's KUBE_APISERVER): the local kube-nginx.
+
+    Read from the file and not from the component, since no component may know another.
+    """
+    listen: str = cluster.components.get("kube_nginx", {}).get("listen", API_PROXY)
+    return f"https://{listen}"

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kubeworker.core.artifact import Artifact
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
+from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import (
     Blob,
     Check,
@@ -162,6 +163,16 @@ def _artifacts(seen: ClusterFile, registry: Registry) -> Iterator[Artifact]:
             yield from component.artifacts(seen, config(component, seen))
 
 
+def tools(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
+    """Every artifact that the control host needs for this cluster's charts."""
+    return tuple(
+        artifact
+        for component in registry
+        if component.enabled(cluster)
+        for artifact in component.tools(cluster, config(component, cluster))
+    )
+
+
 def archives(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """Paths, on the control host, of the image archives that nodes must have imported."""
     return tuple(dict.fromkeys(each for seen in _variants(cluster) for each in _archives(seen, registry)))
@@ -232,6 +243,16 @@ def warnings(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
             if component.enabled(seen)
             for text in component.warnings(seen, config(component, seen))
         )
+    )
+
+
+def node_warnings(cluster: ClusterFile, registry: Registry, nodes: Sequence[NodeStatus]) -> tuple[str, ...]:
+    """What a plan should warn of, seeing the cluster's Nodes."""
+    return tuple(
+        text
+        for component in registry
+        if component.enabled(cluster)
+        for text in component.node_warnings(cluster, config(component, cluster), nodes)
     )
 
 

@@ -126,6 +126,68 @@ def issue_client(
     return builder.sign(ca.key, digest).public_bytes(serialization.Encoding.PEM)
 
 
+def self_signed_ca(
+    *, common_name: str, key: ec.EllipticCurvePrivateKey, serial: int, now: datetime, lifetime: timedelta
+) -> Ca:
+    """A certificate authority of a component's own."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    public = key.public_key()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(serial)
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_CA_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Ca(certificate=certificate, key=key, pem=certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def issue_peer(
+    ca: Ca,
+    *,
+    common_name: str,
+    dns_names: tuple[str, ...],
+    key: ec.EllipticCurvePrivateKey,
+    serial: int,
+    now: datetime,
+    lifetime: timedelta,
+) -> bytes:
+    """A certificate in PEM for both ends of mutual TLS, not outliving the CA."""
+    public = key.public_key()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .issuer_name(ca.certificate.subject)
+        .public_key(public)
+        .serial_number(serial)
+        .not_valid_before(max(now - _BACKDATED, ca.certificate.not_valid_before_utc))
+        .not_valid_after(min(now + lifetime, ca.certificate.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_CLIENT_USAGE, critical=True)
+        .add_extension(_BOTH_ENDS, critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in dns_names]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(_authority(ca.certificate), critical=False)
+        .sign(ca.key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+
+
+def dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names that the certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(names.get_values_for_type(x509.DNSName))
+
+
 def signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     """Whether `ca` issued `certificate` (names and signature; dates are not looked at)."""
     try:
@@ -174,6 +236,21 @@ _CLIENT_USAGE = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
+
+
+_CA_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    crl_sign=True,
+    key_encipherment=False,
+    content_commitment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+_BOTH_ENDS = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
 def _private_key(pem: bytes) -> PrivateKeyTypes:

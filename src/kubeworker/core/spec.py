@@ -172,6 +172,10 @@ class Versions(SpecModel):
     crictl: Version = "1.33.0"
     nginx: Version = "1.29.0"
     cni_plugins: Version = "1.7.1"
+    cilium: Version = "1.17.6"
+    """With `cni: cilium`: Cilium's Helm chart, and by it the images."""
+    helm: Version = "3.18.4"
+    """Renders charts on the control host; it is not copied to nodes."""
     etcd: Version = "3.5.21"
     """Only the lab's control plane runs etcd."""
 
@@ -219,8 +223,9 @@ class ClusterFile(SpecModel):
     artifacts: Artifacts = Artifacts()
     components: dict[str, dict[str, Any]] = {}
     """Settings per component; each has its own fields."""
-    cni: Literal["bridge", "none"] = "none"
-    """bridge: routes between the nodes of one layer-2 segment; none: the operator installs a network plugin."""
+    cni: Literal["bridge", "cilium", "none"] = "none"
+    """cilium: Cilium from its official Helm chart; bridge: routes between the nodes of one layer-2 segment; none: the
+    operator installs a network plugin."""
     profile: Literal["default", "guide"] = "default"
     """guide: the guide's own values wherever they work."""
     nodes: Annotated[tuple[NodeSpec, ...], Field(min_length=1)]

@@ -81,8 +81,8 @@ def write(cluster_file: Path, credential: KubeProxyCredential) -> None:
     place = directory(cluster_file)
     try:
         place.mkdir(mode=0o700, exist_ok=True)
-        _write_secret(place / _KEY, credential.key)
-        _write_secret(place / _CERT, credential.cert)
+        write_secret(place / _KEY, credential.key)
+        write_secret(place / _CERT, credential.cert)
     except OSError as error:
         raise CredentialsError(
             f"can't be written: {error.strerror}",
@@ -148,7 +148,7 @@ def _read(path: str, what: str) -> bytes:
         ) from error
 
 
-def _write_secret(path: Path, content: bytes) -> None:
+def write_secret(path: Path, content: bytes) -> None:
     """Mode 0600 from the first byte on, whole or not at all, on disk before it is visible."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         temporary = Path(file.name)

@@ -19,7 +19,8 @@ from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight import Finding
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
-from kubeworker.flow import join
+from kubeworker.flow import charts, join
+from kubeworker.flow.charts import Agents, ChartsPlan
 from kubeworker.flow.events import NodeStarted, Reporter
 from kubeworker.flow.join import ClusterPlan as ObjectPlan
 from kubeworker.flow.join import ClusterReading
@@ -76,14 +77,19 @@ class Plan:
 
     nodes: tuple[NodePlan, ...]
     objects: ObjectPlan = field(default_factory=ObjectPlan)
+    charts: ChartsPlan = field(default_factory=ChartsPlan)
     credential: str = ""
     """Why kube-proxy's client certificate is issued or renewed; empty when it is kept."""
+    chart_certificates: tuple[tuple[str, str], ...] = ()
+    """Certificates that are issued or renewed for charts, each with its reason."""
     warnings: tuple[str, ...] = ()
 
     @property
     def changes(self) -> int:
         """Actions on nodes, on the cluster's objects, and the certificate to issue."""
-        return sum(node.changes for node in self.nodes) + len(self.objects.actions) + bool(self.credential)
+        objects = len(self.objects.actions) + len(self.charts.actions)
+        issued = bool(self.credential) + len(self.chart_certificates)
+        return sum(node.changes for node in self.nodes) + objects + issued
 
     @property
     def exit_code(self) -> int:
@@ -107,11 +113,14 @@ class Plan:
     def _cluster_actions(self) -> list[dict[str, str]]:
         shown = [
             {"kind": each.kind, "subject": each.subject, "reason": each.reason, "diff": each.diff}
-            for each in self.objects.actions
+            for each in (*self.objects.actions, *self.charts.actions)
         ]
-        if self.credential:
-            subject = "system:kube-proxy"
-            shown.append({"kind": "issue-certificate", "subject": subject, "reason": self.credential, "diff": ""})
+        certificates = (("system:kube-proxy", self.credential), *self.chart_certificates)
+        shown += [
+            {"kind": "issue-certificate", "subject": subject, "reason": reason, "diff": ""}
+            for subject, reason in certificates
+            if reason
+        ]
         return shown
 
 
@@ -126,23 +135,32 @@ async def make_plan(session: Session) -> Plan:
     async with asyncio.TaskGroup() as group:
         looking = group.create_task(observe(session))
         reading = group.create_task(_read(session))
-    looked = looking.result()
+        comparing = group.create_task(_compare(session))
+    looked, compared = looking.result(), comparing.result()
     seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
     now = datetime.now(UTC)
     joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
     read = reading.result()
     objects = join.decide(read, session.cluster, joining, now) if read else ObjectPlan()
     nodes = tuple(
-        _node_plan(session, node, looked[node.name], seen, objects, joining=node.name in joining)
+        _node_plan(session, node, looked[node.name], seen, objects, compared.agents, joining=node.name in joining)
         for node in session.selected
     )
     return Plan(
         nodes=nodes,
         objects=objects,
+        charts=compared,
+        chart_certificates=tuple(
+            (f"{release.chart.component} {name}", reason)
+            for release in session.releases
+            for name, reason in release.credentials.issued.items()
+        ),
         credential="" if session.proxy.status == "kept" else session.proxy.reason,
         warnings=(
             *desired.warnings(session.cluster, session.registry),
+            *desired.node_warnings(session.cluster, session.registry, objects.nodes),
             *objects.warnings,
+            *compared.warnings,
             *((f"{session.trouble}; nodes can't join",) if session.trouble else ()),
         ),
     )
@@ -154,6 +172,13 @@ async def _read(session: Session) -> ClusterReading | None:
         return None
     chosen = session.request.nodes
     return await join.read_cluster(session.kube, session.cluster, chosen or None)
+
+
+async def _compare(session: Session) -> ChartsPlan:
+    """The charts' objects; nothing of them where no API answers."""
+    if session.kube is None:
+        return ChartsPlan()
+    return await charts.plan(session.kube, session.releases, session.tools, session.request.nodes or None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +215,7 @@ def _node_plan(
     looked: Outcome[Look],
     seen: Mapping[str, Observed],
     objects: ObjectPlan,
+    agents: Agents,
     *,
     joining: bool,
 ) -> NodePlan:
@@ -202,6 +228,7 @@ def _node_plan(
         joined=not joining,
         pod_cidr=_pod_cidr(objects.nodes, node.name),
         peers=_peers(session, objects.nodes, node.name),
+        service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
         resolv_conf=observed.resolv_conf,
     )
     state = _state(session, node.name, facts, objects.token(node.name))

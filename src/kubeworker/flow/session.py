@@ -17,7 +17,8 @@ from kubeworker.core.model import Blob
 from kubeworker.core.pki import Ca
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiUnreachable, InputError
-from kubeworker.flow import artifacts, credentials
+from kubeworker.flow import artifacts, charts, credentials
+from kubeworker.flow.charts import Release
 from kubeworker.flow.credentials import KubeProxyCredential
 from kubeworker.flow.events import Reporter
 from kubeworker.io import cluster_file, local_files, node, oci_archive
@@ -52,6 +53,9 @@ class Session:
     blobs: Mapping[str, Blob]
     archives: Mapping[str, Archive]
     local_files: Mapping[str, bytes] = field(repr=False)
+    releases: tuple[Release, ...]
+    tools: Mapping[str, Path]
+    """What renders the charts, and the charts, by artifact name."""
     store: BlobStore
     kube: Kube | None
     """None: no kube-apiserver answers, and `trouble` says why."""
@@ -96,7 +100,7 @@ async def open_session(request: Request, report: Reporter) -> AsyncIterator[Sess
     proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
     store = BlobStore.default()
     async with AsyncExitStack() as stack:
-        kube, connections, blobs = await _open(request, cluster, registry, chosen, store, stack, report)
+        kube, connections, blobs, tools = await _open(request, cluster, registry, chosen, store, stack, report)
         yield Session(
             request=request,
             cluster=cluster,
@@ -107,6 +111,8 @@ async def open_session(request: Request, report: Reporter) -> AsyncIterator[Sess
             blobs=blobs,
             archives={path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)},
             local_files=local_files.read(desired.local_files(cluster, registry)),
+            releases=charts.releases(request.cluster_file, cluster, registry, now=now),
+            tools=tools,
             store=store,
             kube=kube if isinstance(kube, Kube) else None,
             trouble="" if isinstance(kube, Kube) else kube.message,
@@ -160,7 +166,7 @@ async def _open(
     store: BlobStore,
     stack: AsyncExitStack,
     report: Reporter,
-) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob]]:
+) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob], dict[str, Path]]:
     async def reach_api() -> Kube | ApiUnreachable:
         reached = await connect_kube(cluster)
         if isinstance(reached, Kube):
@@ -174,4 +180,5 @@ async def _open(
         )
         wanted = desired.artifacts(cluster, registry)
         blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
-    return api.result(), nodes.result(), blobs.result()
+        tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
+    return api.result(), nodes.result(), blobs.result(), tools.result()

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -43,21 +43,56 @@ async def run(
         async with asyncio.timeout(timeout):
             output, _ = await process.communicate()
     finally:
-        if process.returncode is None:
-            # The whole group: a compiler's children would go on.
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await _end(process)
     return Finished(status=process.returncode or 0, output=output.decode("utf-8", "replace"))
 
 
-async def _start(command: Sequence[str], env: Mapping[str, str] | None, cwd: Path | None) -> asyncio.subprocess.Process:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filtered:
+    """What a program made of its input."""
+
+    status: int
+    """As in `Finished`."""
+    stdout: bytes = field(repr=False)
+    stderr: str
+
+
+async def pipe(command: Sequence[str], stdin: bytes, *, env: Mapping[str, str], cwd: Path, timeout: float) -> Filtered:
+    """Run a program over this input, the two outputs apart; TimeoutError as in `run`."""
+    try:
+        process = await _start(command, env, cwd, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    except OSError as error:
+        return Filtered(status=126, stdout=b"", stderr=f"{command[0]}: {error.strerror}")
+    try:
+        async with asyncio.timeout(timeout):
+            stdout, stderr = await process.communicate(stdin)
+    finally:
+        await _end(process)
+    return Filtered(status=process.returncode or 0, stdout=stdout, stderr=stderr.decode("utf-8", "replace"))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        # The whole group: a compiler's children would go on.
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _start(
+    command: Sequence[str],
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    *,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stderr: int = asyncio.subprocess.STDOUT,
+) -> asyncio.subprocess.Process:
     for _ in range(20):
         try:
             return await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stderr=stderr,
                 cwd=cwd,
                 env=env,
                 start_new_session=True,

@@ -1,0 +1,343 @@
+"""Cilium: the pod network (and, where asked, Services) from its official Helm chart."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, Release, helm_ldflags
+from kubeworker.core.component import (
+    Certificate,
+    Chart,
+    Component,
+    ComponentConfig,
+    Context,
+    KeyPair,
+    api_proxy_url,
+    replaces_kube_proxy,
+)
+from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.merge import merge
+from kubeworker.core.model import Check, ClusterCheck, Directory, Stage
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import SpecError
+
+
+class Config(ComponentConfig):
+    """`components.cilium`, with `cni: cilium`. It holds for the whole cluster."""
+
+    values: dict[str, Any] = Field(default_factory=dict)
+    """Values of Cilium's Helm chart, merged last over the computed ones: maps key by key, anything else replaces, null
+    removes. What a field below sets is set there, not here."""
+    kube_proxy_replacement: bool = False
+    """Services by Cilium's BPF programs: kube-proxy is not deployed, and an existing one is taken away from a node once
+    Cilium's agent there has taken over."""
+    ipam: Literal["kubernetes", "cluster-pool"] = "kubernetes"
+    """Where pods' addresses come from. kubernetes: the podCIDR that kube-controller-manager gives each Node
+    (--allocate-node-cidrs, --cluster-cidr); cluster-pool: Cilium's operator cuts cluster_cidr itself."""
+    pool_mask: int = Field(default=0, ge=0, le=128)
+    """With cluster-pool: prefix length of a node's block. 0: 24, or 120 with IPv6."""
+    routing: Literal["vxlan", "native"] = "vxlan"
+    """vxlan: a tunnel between nodes (UDP 8472), any network will do; native: the nodes route pods' addresses to each
+    other, which needs them in one layer-2 segment, or `values: {autoDirectNodeRoutes: false}` and a network that
+    knows the way."""
+    mtu: int = Field(default=0, ge=0)
+    """MTU of the nodes' network, of which Cilium derives that of pods; 0: as it finds it."""
+    hubble: bool = True
+    """Flow observation: the agents serve it on port 4244 with client certificates. Relay and UI come by `values`."""
+    certificate_days: int = Field(default=1095, gt=30)
+    """Lifetime of Hubble's certificates; apply renews them when 30 days are left."""
+    adopt: bool = False
+    """Take over a Cilium that something else has installed (helm, kubectl, cilium-cli): its objects become this tool's
+    own. Without it such a cluster is refused."""
+
+
+_NAMESPACE = "kube-system"
+_CHART = "cilium-chart"
+_HELM_KUBERNETES = 33
+"""The minor version of helm's client-go; of no effect here, since charts are always rendered for a named version."""
+
+
+def _tools(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
+    helm, cilium = cluster.versions.helm, cluster.versions.cilium
+    url = f"https://get.helm.sh/helm-v{helm}-linux-{{arch}}.tar.gz"
+    return (
+        Artifact(
+            name="helm",
+            version=helm,
+            releases=(Release(url=url, member="linux-{arch}/helm", checksum_url=f"{url}.sha256sum"),),
+            build=GoBuild(
+                module="helm",
+                package="helm.sh/helm/v3/cmd/helm",
+                ldflags=helm_ldflags(helm, kubernetes_minor=_HELM_KUBERNETES),
+            ),
+            # --short would add the commit to the version in the project's own builds.
+            report=("version", "--template={{.Version}}"),
+            field="versions.helm",
+            control_host=True,
+        ),
+        Artifact(
+            name=_CHART,
+            version=cilium,
+            releases=(Release(url=f"https://helm.cilium.io/cilium-{cilium}.tgz"),),
+            build=ModuleFolder(module="cilium", package="github.com/cilium/cilium/install/kubernetes/cilium"),
+            form="chart",
+            field="versions.cilium",
+            control_host=True,
+        ),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Hubble's certificates, with the names that the chart's own ones have
+
+
+_CLUSTER = "default"
+"""The chart's `cluster.name`."""
+
+
+def _certificates(_cluster: ClusterFile, config: Config) -> tuple[Certificate, ...]:
+    if not config.hubble:
+        return ()
+    name = str((config.values.get("cluster") or {}).get("name") or _CLUSTER).replace(".", "-")
+    return tuple(
+        Certificate(name=each, common_name=host, dns_names=(host,))
+        for each, host in (
+            ("hubble-server", f"*.{name}.hubble-grpc.cilium.io"),
+            ("hubble-relay", "*.hubble-relay.cilium.io"),
+            ("hubble-ui", "*.hubble-ui.cilium.io"),
+            ("hubble-metrics", f"{name}.hubble-metrics.cilium.io"),
+        )
+    )
+
+
+def _hubble(pairs: Mapping[str, KeyPair]) -> dict[str, Any]:
+    """The values that hand over the certificates. The authority's key stays on the control host."""
+
+    def pair(name: str) -> dict[str, str]:
+        return {"cert": _base64(pairs[name].cert), "key": _base64(pairs[name].key)}
+
+    return {
+        "hubble": {
+            "enabled": True,
+            "tls": {"auto": {"enabled": False}, "server": pair("hubble-server")},
+            "relay": {"tls": {"client": pair("hubble-relay"), "server": pair("hubble-relay")}},
+            "ui": {"tls": {"client": pair("hubble-ui")}},
+            "metrics": {"tls": {"server": pair("hubble-metrics")}},
+        },
+        "tls": {"ca": {"cert": _base64(pairs["ca"].cert)}},
+    }
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Values
+
+
+def values(cluster: ClusterFile, config: Config, pairs: Mapping[str, KeyPair]) -> dict[str, Any]:
+    """The chart's values: computed of cluster.yaml, with the operator's own merged over them."""
+    return merge(_computed(cluster, config) | (_hubble(pairs) if config.hubble else _NO_HUBBLE), config.values)
+
+
+_NO_HUBBLE: dict[str, Any] = {"hubble": {"enabled": False}}
+
+
+def _computed(cluster: ClusterFile, config: Config) -> dict[str, Any]:
+    host, _, port = api_proxy_url(cluster).removeprefix("https://").rpartition(":")
+    pods, ipv6 = cluster.cluster.cluster_cidr, _ipv6(cluster)
+    family = "IPv6" if ipv6 else "IPv4"
+    computed: dict[str, Any] = {
+        # Agents run in the node's network, so they reach the API as kubelet does, before any Service works.
+        "k8sServiceHost": host.strip("[]"),
+        "k8sServicePort": int(port),
+        "kubeProxyReplacement": str(config.kube_proxy_replacement).lower(),
+        "ipv4": {"enabled": not ipv6},
+        "ipv6": {"enabled": ipv6},
+        "ipam": {"mode": config.ipam},
+        "operator": {
+            # Two of them can't run on one node (the chart's anti-affinity).
+            "replicas": min(2, len(cluster.nodes)),
+            "rollOutPods": True,
+        },
+        # Without it the agents go on with the old configuration when it changes.
+        "rollOutCiliumPods": True,
+        "cni": {"exclusive": True},
+    }
+    if config.ipam == "kubernetes":
+        computed["k8s"] = {f"require{family}PodCIDR": True}
+    else:
+        pool = {f"clusterPool{family}PodCIDRList": [pods], f"clusterPool{family}MaskSize": _pool_mask(cluster, config)}
+        computed["ipam"]["operator"] = pool
+    if config.routing == "native":
+        computed |= {"routingMode": "native", f"ipv{6 if ipv6 else 4}NativeRoutingCIDR": pods}
+        computed["autoDirectNodeRoutes"] = True
+    else:
+        computed |= {"routingMode": "tunnel", "tunnelProtocol": "vxlan"}
+    if config.mtu:
+        computed["MTU"] = config.mtu
+    return computed
+
+
+def _ipv6(cluster: ClusterFile) -> bool:
+    return ipaddress.ip_network(cluster.cluster.cluster_cidr).version == 6
+
+
+def _pool_mask(cluster: ClusterFile, config: Config) -> int:
+    return config.pool_mask or (120 if _ipv6(cluster) else 24)
+
+
+def _chart(cluster: ClusterFile, config: Config, pairs: Mapping[str, KeyPair]) -> Chart:
+    return Chart(
+        component="cilium",
+        release="cilium",
+        namespace=_NAMESPACE,
+        artifact=_CHART,
+        values=values(cluster, config, pairs),
+        agent="cilium",
+        proxy_setting=("cilium-config", "kube-proxy-replacement", "true"),
+        adopt=config.adopt,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What does not fit together
+
+
+_OWN_FIELDS: Mapping[tuple[str, ...], str] = {
+    ("kubeProxyReplacement",): "kube_proxy_replacement",
+    ("ipam", "mode"): "ipam",
+    ("ipam", "operator", "clusterPoolIPv4MaskSize"): "pool_mask",
+    ("ipam", "operator", "clusterPoolIPv6MaskSize"): "pool_mask",
+    ("routingMode",): "routing",
+    ("tunnelProtocol",): "routing",
+    ("MTU",): "mtu",
+    ("hubble", "enabled"): "hubble",
+}
+"""Values that a field of this component sets, so that there is one place for each."""
+
+_ISSUED = (("hubble", "tls", "auto"), ("hubble", "tls", "server"), ("tls", "ca"))
+"""Values by which the chart would make certificates anew at each rendering, or by Jobs that only Helm's hooks run."""
+
+
+def _validate(cluster: ClusterFile, config: Config) -> None:
+    where = "components.cilium"
+    for path, name in _OWN_FIELDS.items():
+        if _given(config.values, path):
+            text = f"{'.'.join(path)} is set by the field {name}"
+            raise SpecError(text, subject=f"{where}.values", hint=f"set {where}.{name} and take it out of values")
+    for path in _ISSUED if config.hubble else ():
+        if _given(config.values, path):
+            raise SpecError(
+                f"{'.'.join(path)}: this tool issues Hubble's certificates itself",
+                subject=f"{where}.values",
+                hint="take it out; `hubble: false` turns Hubble off",
+            )
+    pods = ipaddress.ip_network(cluster.cluster.cluster_cidr)
+    if config.ipam == "cluster-pool":
+        mask = _pool_mask(cluster, config)
+        if not pods.prefixlen <= mask < pods.max_prefixlen:
+            text = f"blocks of /{mask} can't be cut of cluster_cidr {pods}"
+            raise SpecError(text, subject=f"{where}.pool_mask", hint="give a larger cluster_cidr or a longer prefix")
+        if 1 << (mask - pods.prefixlen) < len(cluster.nodes):
+            text = f"cluster_cidr {pods} has {1 << (mask - pods.prefixlen)} blocks of /{mask}"
+            hint = f"there are {len(cluster.nodes)} nodes: give a longer prefix"
+            raise SpecError(text, subject=f"{where}.pool_mask", hint=hint)
+    elif config.pool_mask:
+        text = "has no meaning with ipam: kubernetes"
+        hint = "kube-controller-manager's --node-cidr-mask-size sets it there"
+        raise SpecError(text, subject=f"{where}.pool_mask", hint=hint)
+
+
+def _given(settings: Mapping[str, Any], path: Sequence[str]) -> bool:
+    at: Any = settings
+    for part in path:
+        if not isinstance(at, Mapping) or part not in at:
+            return False
+        at = at[part]
+    return True
+
+
+def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    return tuple(_odd_values(cluster, config))
+
+
+def _odd_values(cluster: ClusterFile, config: Config) -> Iterator[str]:
+    computed = _computed(cluster, config)
+    for key in ("k8sServiceHost", "k8sServicePort"):
+        if key in config.values and config.values[key] != computed[key]:
+            yield (
+                f"components.cilium.values.{key} is {config.values[key]!r}: agents reach the API there and not through "
+                f"each node's own proxy ({computed[key]}), which is up whichever kube-apiserver is down"
+            )
+    if config.values.get("cni", {}).get("exclusive") is False:
+        yield (
+            "components.cilium.values.cni.exclusive is false: other files in /etc/cni/net.d stay, and of all files "
+            "there the runtime takes the first by name"
+        )
+
+
+def _node_warnings(cluster: ClusterFile, config: Config, nodes: Sequence[NodeStatus]) -> tuple[str, ...]:
+    return tuple(_odd_nodes(cluster, config, nodes))
+
+
+def _odd_nodes(cluster: ClusterFile, config: Config, nodes: Sequence[NodeStatus]) -> Iterator[str]:
+    own = {node.name for node in cluster.nodes}
+    host = _computed(cluster, config)["k8sServiceHost"]
+    outside = sorted(node.name for node in nodes if node.name not in own)
+    if outside and "k8sServiceHost" not in config.values and "nodeSelector" not in config.values:
+        yield (
+            f"{_listed(outside)}: in the cluster but not in cluster.yaml, so no API proxy of this tool runs there and "
+            f"Cilium's agent, which asks {host}, can't reach the API. Add it to `nodes:`, or keep Cilium off it with "
+            "components.cilium.values.nodeSelector"
+        )
+    lacking = sorted(node.name for node in nodes if node.name in own and not node.pod_cidr)
+    if config.ipam == "kubernetes" and lacking:
+        yield (
+            f"{_listed(lacking)}: registered, but without a podCIDR, which `ipam: kubernetes` needs. Run "
+            "kube-controller-manager with --allocate-node-cidrs and --cluster-cidr, or set components.cilium.ipam: "
+            "cluster-pool"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The node's part
+
+
+def _stage(_context: Context[Config]) -> Stage:
+    return Stage(
+        component="cilium",
+        # The chart mounts them; what is in them is the agent's.
+        directories=(Directory(path="/opt/cni/bin"), Directory(path="/etc/cni/net.d")),
+    )
+
+
+def _checks(context: Context[Config]) -> tuple[Check, ...]:
+    return (ClusterCheck(id="service.kubernetes"),) if replaces_kube_proxy(context.cluster) else ()
+
+
+COMPONENT = Component(
+    name="cilium",
+    config=Config,
+    stage=_stage,
+    checks=_checks,
+    enabled=lambda cluster: cluster.cni == "cilium",
+    validate=_validate,
+    warnings=_warnings,
+    node_warnings=_node_warnings,
+    cluster_wide=tuple(Config.model_fields),
+    tools=_tools,
+    certificates=_certificates,
+    chart=_chart,
+    after=("host", "containerd", "kubelet"),
+)
