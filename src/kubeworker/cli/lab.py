@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -21,6 +21,7 @@ StateDir = Annotated[
     Path | None,
     Parameter(name="--state-dir", help="Where labs are kept; default: $KUBEWORKER_LABS, else the XDG state folder."),
 ]
+Plugin = Literal["bridge", "cilium"]
 DEFAULT = "default"
 
 
@@ -31,6 +32,14 @@ def up(
     workers: Annotated[
         int | None, Parameter(help="Plain machines beside k8s-01 and k8s-02; default: as it is.")
     ] = None,
+    cni: Annotated[
+        Plugin | None,
+        Parameter(help="Network plugin in the lab's cluster.yaml; default: as it is, bridge in a new lab."),
+    ] = None,
+    signing_duration: Annotated[
+        str | None,
+        Parameter(help="How long certificates of nodes last, such as 10m; default: as it is, a year in a new lab."),
+    ] = None,
     state_dir: StateDir = None,
     json_events: JsonEvents = False,
 ) -> None:
@@ -39,18 +48,24 @@ def up(
     from kubeworker.cli.report import reporting
 
     with reporting(json_events=json_events) as report:
-        running = lab.up(name, workers=workers, labs=state_dir, report=report)
+        running = lab.up(
+            name, workers=workers, cni=cni, signing_duration=signing_duration, labs=state_dir, report=report
+        )
     _show(running)
 
 
 @app.command
-def prepare(*, json_events: JsonEvents = False) -> None:
+def prepare(
+    *,
+    cni: Annotated[Plugin, Parameter(help="cilium: also its commands and images, built from source.")] = "bridge",
+    json_events: JsonEvents = False,
+) -> None:
     """Fill the caches (root file system, all binaries) without booting anything."""
     from kubeworker import lab
     from kubeworker.cli.report import reporting
 
     with reporting(json_events=json_events) as report:
-        lab.prepare(report=report)
+        lab.prepare(cni=cni, report=report)
 
 
 @app.command

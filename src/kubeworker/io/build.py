@@ -155,6 +155,11 @@ async def go_build(group: Group, recipe: Recipe, architecture: Architecture, wor
     }
 
 
+async def module_source(module: str, recipe: Recipe, work: Path) -> Path:
+    """A module's read-only source, of the version in the recipe."""
+    return await go_modules.source(module, _write(recipe, work), subject=module)
+
+
 async def module_folder(artifact: Artifact, build: ModuleFolder, recipe: Recipe, work: Path) -> Path:
     """The folder as a .tgz, below `work`: the same bytes for the same module version and zlib."""
     module = recipe.holder(build.package)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
@@ -46,8 +46,14 @@ def _etcd(version: str) -> Artifact:
     )
 
 
-async def fetch(cluster_file: Path, report: Reporter, *, workers_too: bool = False) -> Mapping[str, Path]:
-    """The control plane's binaries by name, from the sources in the cluster file; ArtifactError if none has them.
+async def fetch(
+    cluster_file: Path,
+    report: Reporter,
+    wanted: Callable[[Versions], tuple[Artifact, ...]] = control_plane,
+    *,
+    workers_too: bool = False,
+) -> Mapping[str, Path]:
+    """The wanted binaries by name, from the sources in the cluster file; ArtifactError if none has them.
 
     `workers_too` gets what the nodes' components need into the cache as well.
     """
@@ -58,8 +64,8 @@ async def fetch(cluster_file: Path, report: Reporter, *, workers_too: bool = Fal
     from kubeworker.io.cluster_file import load
 
     cluster = load(cluster_file)
-    wanted = control_plane(cluster.versions)
+    asked = wanted(cluster.versions)
     others = desired.artifacts(cluster, discover()) if workers_too else ()
-    blobs = await artifacts.resolve(cluster_file, cluster, (*wanted, *others), report=report)
+    blobs = await artifacts.resolve(cluster_file, cluster, (*asked, *others), report=report)
     store = BlobStore.default()
-    return {artifact.name: store.path(blobs[artifact.name]) for artifact in wanted}
+    return {artifact.name: store.path(blobs[artifact.name]) for artifact in asked}

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from kubeworker.core.spec import Versions
+from kubeworker.lab import cilium
 from kubeworker.lab.state import CLUSTER_CIDR, DNS_SERVICE_IP, SERVICE_CIDR, LabState
 
 VERSIONS = {"nginx": "1.22.1", "crictl": "1.34.0"}
@@ -46,7 +48,7 @@ def document(lab: LabState, traits: HostTraits, images: tuple[str, ...]) -> dict
         "ssh": {"user": "root", "identity": lab.ssh_identity.name, "known_hosts": lab.known_hosts.name},
         "versions": dict(VERSIONS),
         "artifacts": {"sources": ["cache", "build"], "nginx_source": "debian"},
-        "cni": "bridge",
+        "cni": lab.cni,
         "components": {
             "containerd": _containerd(traits, images),
             "kubelet": {"config": _KUBELET},
@@ -55,6 +57,7 @@ def document(lab: LabState, traits: HostTraits, images: tuple[str, ...]) -> dict
                 # nf_conntrack_max belongs to the host: it is read-only in every other network namespace.
                 "config": {"conntrack": {"maxPerCore": 0}},
             },
+            **_cilium(lab, traits),
         },
         "nodes": [{"name": machine.name, "address": machine.address} for machine in lab.machines],
     }
@@ -71,6 +74,12 @@ _KUBELET: dict[str, Any] = {
     "imageGCHighThresholdPercent": 100,
     "imageGCLowThresholdPercent": 99,
 }
+
+
+def _cilium(lab: LabState, traits: HostTraits) -> dict[str, Any]:
+    if lab.cni != "cilium":
+        return {}
+    return {"cilium": {"values": cilium.values(Versions().cilium, sys_resource=traits.sys_resource)}}
 
 
 def _containerd(traits: HostTraits, images: tuple[str, ...]) -> dict[str, Any]:

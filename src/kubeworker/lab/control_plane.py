@@ -16,6 +16,7 @@ from kubeworker.lab.state import CLUSTER_CIDR, SERVICE_CIDR, LabState, Machine
 BIN = "/opt/lab/bin"
 """Where the lab's binaries are bound into control plane machines, read-only."""
 PKI = "/etc/kubernetes/pki"
+MANAGER_UNIT = "kube-controller-manager.service"
 _CONFIG = "/etc/kubernetes"
 _APISERVER_FILES = (
     "kubernetes.pem",
@@ -44,7 +45,7 @@ def units(lab: LabState, machine: Machine) -> dict[str, str]:
     """The units of this machine's part of the control plane, by name."""
     texts = {
         "kube-apiserver.service": _unit("Kubernetes API server", _apiserver(lab, machine), notify=True),
-        "kube-controller-manager.service": _unit("Kubernetes controller manager", _controller_manager()),
+        MANAGER_UNIT: _unit("Kubernetes controller manager", _controller_manager(lab)),
         "kube-scheduler.service": _unit("Kubernetes scheduler", _scheduler()),
     }
     if _has_etcd(lab, machine):
@@ -129,7 +130,7 @@ def _apiserver(lab: LabState, machine: Machine) -> tuple[str, ...]:
     )
 
 
-def _controller_manager() -> tuple[str, ...]:
+def _controller_manager(lab: LabState) -> tuple[str, ...]:
     return (
         f"{BIN}/kube-controller-manager",
         f"--kubeconfig={_CONFIG}/kube-controller-manager.kubeconfig",
@@ -142,6 +143,7 @@ def _controller_manager() -> tuple[str, ...]:
         f"--service-cluster-ip-range={SERVICE_CIDR}",
         f"--cluster-signing-cert-file={PKI}/ca.pem",
         f"--cluster-signing-key-file={PKI}/ca-key.pem",
+        *((f"--cluster-signing-duration={lab.signing_duration}",) if lab.signing_duration else ()),
         f"--root-ca-file={PKI}/ca.pem",
         f"--service-account-private-key-file={PKI}/sa.key",
         "--profiling=false",

@@ -23,6 +23,8 @@ from kubeworker.flow.events import Note, Reporter, Warning_, silent
 from kubeworker.lab import (
     artifacts,
     cgroups,
+    cilium,
+    cilium_images,
     cluster_yaml,
     control_plane,
     host,
@@ -34,7 +36,7 @@ from kubeworker.lab import (
     state,
 )
 from kubeworker.lab.artifacts import ETCD, KUBERNETES_COMMANDS
-from kubeworker.lab.state import LabState, Machine
+from kubeworker.lab.state import Cni, LabState, Machine
 
 BOOT_LIMIT = 120.0
 """Seconds until a machine's sshd must answer (2 to 6 are usual)."""
@@ -53,22 +55,29 @@ def up(
     *,
     binaries: Mapping[str, Path] | None = None,
     workers: int | None = None,
+    cni: Cni | None = None,
+    signing_duration: str | None = None,
     labs: Path | None = None,
     report: Reporter = silent,
 ) -> LabState:
     """Bring the lab up, or back to what it should be; does nothing to what runs already.
 
-    `workers` is the number of plain machines; None keeps what the lab has (0 for a new one). `binaries` holds what
-    `lab.artifacts.control_plane` lists, by name; by default they come from the sources in the lab's cluster.yaml.
+    `workers` is the number of plain machines, `cni` the network plugin that cluster.yaml names, `signing_duration` how
+    long signed certificates last (10m); None keeps what the lab has (0, bridge and a year for a new one). `binaries`
+    holds what `lab.artifacts.control_plane` lists, by name; by default they come from the sources in the lab's
+    cluster.yaml.
     """
     folder = state.lab_folder(name, state.labs_folder(labs))
     state.check_workers(workers or 0)
+    if signing_duration is not None:
+        state.check_signing_duration(signing_duration)
     host.require_root()
     with _locked(folder, report):
-        lab = _prepare(folder, workers)
+        lab = _prepare(folder, workers, cni, signing_duration)
         if _missing_binaries(lab):
             found = asyncio.run(artifacts.fetch(lab.cluster_yaml, report)) if binaries is None else binaries
             _place_binaries(lab, found)
+        _place_cni_images(lab, report)
         base = rootfs.ensure(state.cache_folder(), report)
         off = tuple(each for each in lab.machines if machine.init_pid(lab, each) is None)
         for each in off:
@@ -81,22 +90,28 @@ def up(
         for each in lab.machines:
             _wait_for_ssh(lab, each)
         for each in lab.control_plane:
+            machine.refresh_manager(lab, each)
             _wait_for_apiserver(lab, each)
         return lab
 
 
-def prepare(*, report: Reporter = silent) -> None:
-    """Fill the caches with all that a lab and the tool's work on it need, but boot nothing."""
+def prepare(*, cni: Cni = "bridge", report: Reporter = silent) -> None:
+    """Fill the caches with all that a lab with this network plugin and the tool's work on it need, but boot nothing."""
     host.require_root()
     host.install_packages(host.missing_packages())
     rootfs.ensure(state.cache_folder(), report)
     subnet = "10.77.0.0/24"
     with tempfile.TemporaryDirectory(prefix="kubeworker-lab-") as folder:
         lab = LabState(
-            name="prepare", folder=Path(folder), subnet=subnet, machines=state.plan_machines(subnet, workers=0)
+            name="prepare",
+            folder=Path(folder),
+            subnet=subnet,
+            machines=state.plan_machines(subnet, workers=0),
+            cni=cni,
         )
         lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), ()))
         asyncio.run(artifacts.fetch(lab.cluster_yaml, report, workers_too=True))
+        _cni_images(lab, report)
 
 
 def down(name: str = "default", *, labs: Path | None = None, report: Reporter = silent) -> None:
@@ -141,10 +156,10 @@ def running(lab: LabState) -> dict[str, bool]:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(folder: Path, workers: int | None) -> LabState:
+def _prepare(folder: Path, workers: int | None, cni: Cni | None, signing_duration: str | None) -> LabState:
     known = state.load(folder)
     host.install_packages(host.missing_packages())
-    lab = _reserve(folder, known, workers)
+    lab = _reserve(folder, known, workers, cni, signing_duration)
     _remove_surplus(known, lab)
     _write_files(lab)
     return lab
@@ -175,7 +190,9 @@ def _lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def _reserve(folder: Path, known: LabState | None, workers: int | None) -> LabState:
+def _reserve(
+    folder: Path, known: LabState | None, workers: int | None, cni: Cni | None, signing_duration: str | None
+) -> LabState:
     """The lab with its subnet, recorded, and its bridge up. Labs of other users are seen by their bridges' routes."""
     with _SUBNET_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,11 +202,18 @@ def _reserve(folder: Path, known: LabState | None, workers: int | None) -> LabSt
             used = (*network.used_networks(), *(other.subnet for other in others if other is not None))
             subnet = state.choose_subnet(used)
             lab = LabState(
-                name=folder.name, folder=folder, subnet=subnet, machines=state.plan_machines(subnet, workers or 0)
+                name=folder.name,
+                folder=folder,
+                subnet=subnet,
+                machines=state.plan_machines(subnet, workers or 0),
+                cni=cni or "bridge",
+                signing_duration=signing_duration or "",
             )
         else:
             count = len(known.machines) - len(known.control_plane) if workers is None else workers
-            lab = replace(known, machines=state.plan_machines(known.subnet, count, known.machines))
+            machines = state.plan_machines(known.subnet, count, known.machines)
+            signing_duration = signing_duration or known.signing_duration
+            lab = replace(known, machines=machines, cni=cni or known.cni, signing_duration=signing_duration)
         state.save(lab)
         network.ensure_bridge(lab.bridge, lab.gateway)
     return lab
@@ -234,7 +258,9 @@ def _write_files(lab: LabState) -> None:
     archives = tuple(lab.folder / "images" / name for name in ("pause.tar", "busybox.tar"))
     if not all(path.exists() for path in archives):
         images.write(lab.folder / "images")
-    _write_cluster_yaml(lab, tuple(f"images/{path.name}" for path in archives))
+    # busybox before Cilium's: verify takes the first that is no pause image for its pods.
+    names = (*(path.name for path in archives), *(cilium_images.NAMES if lab.cni == "cilium" else ()))
+    _write_cluster_yaml(lab, tuple(f"images/{name}" for name in names))
 
 
 def _certificates(lab: LabState) -> dict[str, bytes]:
@@ -298,10 +324,29 @@ def _place_binaries(lab: LabState, binaries: Mapping[str, Path]) -> None:
         temporary.rename(folder / name)
 
 
+def _cni_images(lab: LabState, report: Reporter) -> dict[str, Path]:
+    """Archives of the images that the lab's network plugin needs, by file name; made now if the cache has none."""
+    if lab.cni != "cilium":
+        return {}
+    binaries = asyncio.run(artifacts.fetch(lab.cluster_yaml, report, cilium.artifacts))
+    return cilium_images.ensure(state.cache_folder() / "images", binaries, report)
+
+
+def _place_cni_images(lab: LabState, report: Reporter) -> None:
+    """As links: they are large, and the same for all labs."""
+    for name, archive in _cni_images(lab, report).items():
+        temporary = lab.folder / "images" / f".{name}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(archive)
+        temporary.rename(lab.folder / "images" / name)
+
+
 def _write_cluster_yaml(lab: LabState, archives: tuple[str, ...]) -> None:
-    """Written anew only if the machines changed: people edit the file."""
+    """Written anew only if the machines or the network plugin changed: people edit the file."""
     marker = lab.folder / ".machines"
     listed = "\n".join(f"{each.name} {each.address}" for each in lab.machines)
+    if lab.cni != "bridge":
+        listed += f"\ncni {lab.cni}"
     if lab.cluster_yaml.exists() and marker.exists() and marker.read_text() == listed:
         return
     lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), archives))

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kubeworker.errors import LabError
-from kubeworker.lab import cgroups, control_plane, host, network
+from kubeworker.lab import cgroups, control_plane, host, kernel, network
 from kubeworker.lab.state import LabState, Machine
 
 _NSPAWN_RUN = "/run/systemd/nspawn"
@@ -33,7 +33,17 @@ _SETUP_SCRIPT = """\
 for folder in /sys/fs/cgroup /sys/fs/cgroup/*; do
   if mountpoint -q "$folder"; then mount -o remount,bind,rw "$folder"; fi
 done
-# kubelet and containerd need mounts to propagate.
+# A BPF file system of the machine's own, for the network plugin's pinned maps. nspawn's /sys stays read-only: where it
+# can be written, networkd waits for a udev that no container has.
+if ! mountpoint -q /sys/fs/bpf; then
+  mount -o remount,rw /sys
+  mkdir -p /sys/fs/bpf
+  mount -t bpf bpf /sys/fs/bpf
+  mount -o remount,ro /sys
+fi
+# What the kernel has built in, for modprobe (where the lab wrote it: see lab/kernel.py).
+if [ -w "/lib/modules/$(uname -r)/modules.builtin" ]; then depmod; fi
+# kubelet, containerd and network plugins need mounts to propagate.
 mount --make-rshared /
 # Settings without a namespace belong to the host, whose /proc/sys is read-only here. kubelet insists on writing some
 # of them: it gets files of the machine's own, with the values that it wants to see kept.
@@ -148,6 +158,8 @@ def _folders(upper: Path, folder: Path) -> None:
 def boot(lab: LabState, machine: Machine, rootfs: Path) -> None:
     """Power on; returns at once. What a dead one left of itself must be gone (`clear`)."""
     console = lab.machine_folder(machine) / "console.log"
+    for path, content in kernel.machine_files().items():
+        _write(lab.machine_folder(machine) / "upper", path, content, mode=0o644)
     script = _boot_script(lab, machine, rootfs)
     scope = lab.scope(machine)
     if host.has_systemd():
@@ -192,7 +204,7 @@ def _nspawn(lab: LabState, machine: Machine) -> list[str]:
     binds += [f"--bind={device}" for device in ("/dev/fuse", "/dev/kmsg") if Path(device).exists()]
     if machine.is_control_plane:
         binds.append(f"--bind-ro={lab.folder / 'bin'}:{control_plane.BIN}")
-    if Path("/lib/modules").is_dir():
+    if kernel.has_modules():
         binds.append("--bind-ro=/lib/modules")
     return [
         "env",
@@ -256,6 +268,26 @@ def run(lab: LabState, machine: Machine, script: str, *, timeout: float = 120) -
         timeout=timeout,
         check=False,
     )
+
+
+def refresh_manager(lab: LabState, machine: Machine) -> None:
+    """Have the controller-manager run as the lab's state says now: its unit may be of an earlier `lab up`."""
+    path = f"/etc/systemd/system/{control_plane.MANAGER_UNIT}"
+    text = control_plane.units(lab, machine)[control_plane.MANAGER_UNIT]
+    script = f"""\
+set -e
+wanted=$(mktemp)
+cat > "$wanted" <<'EOF'
+{text}EOF
+if cmp -s "$wanted" {path}; then rm "$wanted"; exit 0; fi
+chmod 0644 "$wanted"
+mv "$wanted" {path}
+systemctl daemon-reload
+systemctl restart {control_plane.MANAGER_UNIT}
+"""
+    done = run(lab, machine, script)
+    if done.returncode != 0:
+        raise LabError(f"{control_plane.MANAGER_UNIT} was not restarted: {done.stderr}", subject=machine.name)
 
 
 def power_off(lab: LabState, machine: Machine) -> None:

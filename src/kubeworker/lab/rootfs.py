@@ -5,16 +5,15 @@ Machines are overlays over it, so it must never change after it was built: anoth
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kubeworker.flow.events import Note, Reporter
-from kubeworker.lab import host
+from kubeworker.lab import cache, host
 
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "openssh-server", "iproute2", "iptables", "ipset", "conntrack", "nftables",
@@ -78,42 +77,38 @@ def key(suite: str) -> str:
     return f"{suite}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def ensure(cache: Path, report: Reporter) -> Path:
+def ensure(folder: Path, report: Reporter) -> Path:
     """The finished root file system, built now if the cache has none (1 to 3 minutes)."""
-    suite, mirror = source(_indextargets())
-    folder = cache / "rootfs"
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / key(suite)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.is_dir():
-            for leftover in folder.glob("*.tmp"):
-                shutil.rmtree(leftover)
-            origin = mirror or "debootstrap's own mirror"
-            report(Note(text=f"building the machines' root file system ({suite} from {origin})"))
-            temporary = finished.with_suffix(".tmp")
-            build(suite, mirror, temporary)
-            temporary.rename(finished)
-    return finished
+    suite, mirror = debian()
+
+    def make(target: Path) -> None:
+        report(Note(text=f"building the machines' root file system ({suite} from {mirror or 'a mirror of its own'})"))
+        debootstrap(suite, mirror, PACKAGES, target)
+        customise(target)
+
+    return cache.once(folder / "rootfs" / key(suite), make)
 
 
-def build(suite: str, mirror: str, target: Path) -> None:
-    """Debootstrap into the folder and fit it for the lab.
+def debian() -> tuple[str, str]:
+    """Suite and mirror of this host's Debian, as `source` tells them."""
+    return source(_indextargets())
+
+
+def debootstrap(suite: str, mirror: str, packages: Sequence[str], target: Path) -> None:
+    """A minimal Debian with these packages in a new folder.
 
     In namespaces of its own: debootstrap mounts /proc in the target, and ends, with all that it started, when this
     process does. A killed run leaves neither a mount nor a debootstrap that the next run would have beside its own.
     """
-    include = ",".join(PACKAGES)
     command = [
         "debootstrap",
         "--variant=minbase",
-        f"--include={include}",
+        f"--include={','.join(packages)}",
         suite,
         str(target),
         *([mirror] if mirror else []),
     ]
     host.run([*_ALONE, *command], env=_apt_proxy(), timeout=1800)
-    customise(target)
 
 
 def customise(target: Path) -> None:

@@ -35,6 +35,8 @@ STATE_DIR_VARIABLE = "KUBEWORKER_LABS"
 """Environment variable that names the labs folder."""
 
 Role = Literal["control-plane", "worker"]
+Cni = Literal["bridge", "cilium"]
+"""The network plugin that a lab's cluster.yaml names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,9 @@ class LabState:
     subnet: str
     """A /24 of its own; its first address is the bridge's, on this host."""
     machines: tuple[Machine, ...]
+    cni: Cni = "bridge"
+    signing_duration: str = ""
+    """How long certificates last that kube-controller-manager signs (10m); empty: its own default, a year."""
     binaries: dict[str, str] = field(default_factory=dict)
     """Versions by name that the control plane runs (as named when it was brought up)."""
 
@@ -191,6 +196,21 @@ def check_workers(count: int) -> None:
     """InputError for a number of plain workers that no lab can have."""
     if not 0 <= count <= MAX_WORKERS:
         raise InputError(f"a lab can't have {count} workers", hint=f"--workers takes 0 to {MAX_WORKERS}")
+
+
+def check_signing_duration(text: str) -> None:
+    """InputError for what kube-controller-manager's --cluster-signing-duration should not be."""
+    parts = re.findall(r"(\d+)(h|m|s)", text)
+    seconds = sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or not text:
+        raise InputError(f"{text!r} is no duration", subject="--signing-duration", hint="for example 10m, 8h or 1h30m")
+    # It backdates by 5 minutes, and kubelet counts 70 to 90 % from there: of less, the next request is due at once.
+    if seconds < 180:
+        raise InputError(
+            f"with {text} kubelet would ask for the next certificate as soon as it has one",
+            subject="--signing-duration",
+            hint="at least 3m",
+        )
 
 
 def plan_machines(subnet: str, workers: int, known: tuple[Machine, ...] = ()) -> tuple[Machine, ...]:
