@@ -8,9 +8,6 @@ from rich.text import Text
 
 from kubeworker.flow.status import FleetStatus, NodeLine
 
-EXPIRES_SOON_DAYS = 30
-"""From here on a certificate's days are shown as a warning; apply renews kube-proxy's at the same point."""
-
 COLUMNS = ("NAME", "READY", "KUBELET", "CONTAINERD", "UNITS", "CERTIFICATES", "DRIFT")
 
 
@@ -26,7 +23,7 @@ def print_status(screen: Console, fleet: FleetStatus) -> None:
             node.kubelet,
             node.runtime,
             _units(node),
-            _days(node),
+            _certificates(node),
             _drift(node),
         )
     screen.print(table)
@@ -37,8 +34,8 @@ def print_status(screen: Console, fleet: FleetStatus) -> None:
                 screen.print(Text(f"  hint: {node.error.hint}", style="dim"), soft_wrap=True)
     if fleet.trouble:
         screen.print(Text(fleet.trouble, style="red"), soft_wrap=True)
-    if fleet.ca_days < EXPIRES_SOON_DAYS:
-        screen.print(Text(f"the cluster's CA lasts {fleet.ca_days} more days", style="bold red"))
+    if fleet.ca.state != "good":
+        screen.print(Text(f"the cluster's CA: {fleet.ca.text} left", style="bold red"))
 
 
 def _ready(node: NodeLine) -> Text:
@@ -55,16 +52,21 @@ def _units(node: NodeLine) -> Text:
     return Text(f"{len(node.units)} active" if node.units else "")
 
 
-def _days(node: NodeLine) -> Text:
-    """Days left of the certificate that ends first, and its name."""
-    missing = [name for name, days in node.certificates.items() if days is None]
+STATES = {"expired": "bold red", "overdue": "red", "soon": "yellow", "good": ""}
+"""The worst first."""
+
+
+def _certificates(node: NodeLine) -> Text:
+    """What is left of the certificate that is worst off, and its name."""
+    missing = [name for name, lasts in node.certificates.items() if lasts is None]
     if missing:
         return Text(f"missing: {', '.join(missing)}", style="red")
-    ends = [(days, name) for name, days in node.certificates.items() if days is not None]
-    if not ends:
+    known = [(lasts, name) for name, lasts in node.certificates.items() if lasts is not None]
+    if not known:
         return Text("")
-    days, name = min(ends)
-    return Text(f"{days} days ({name})", style="yellow" if days < EXPIRES_SOON_DAYS else "")
+    lasts, name = min(known, key=lambda each: ([*STATES].index(each[0].state), each[0].ends))
+    late = ", not renewed in time" if lasts.state == "overdue" else ""
+    return Text(f"{lasts.text}{late} ({name})", style=STATES[lasts.state])
 
 
 def _drift(node: NodeLine) -> Text:

@@ -79,6 +79,7 @@ _CONFIG = "/etc/kubernetes/kubelet-config.yaml"
 _UNIT = "kubelet.service"
 _SOCKET = "unix:///run/containerd/containerd.sock"
 _CLIENT_CERT = f"{CERT_DIR}/kubelet-client-current.pem"
+_SERVING_CERT = f"{CERT_DIR}/kubelet-server-current.pem"
 _JOIN_SECONDS = 120
 """A first start waits for the client certificate too: token, CSR, approval and signing."""
 _START_SECONDS = 60
@@ -426,11 +427,11 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         Http(id="kubelet.cadvisor", url=f"{api}/metrics/cadvisor", caller="admin", contains="cadvisor_version_info"),
         FileMode(id="kubelet.ca_mode", path=CA, mode=0o644),
         FileMode(id="kubelet.kubeconfig_mode", path=KUBECONFIG, mode=0o600),
-        FileMode(id="kubelet.cert_mode", path=f"{CERT_DIR}/kubelet-client-current.pem", mode=0o600),
-        FileMode(id="kubelet.serving_cert_mode", path=f"{CERT_DIR}/kubelet-server-current.pem", mode=0o600),
+        FileMode(id="kubelet.cert_mode", path=_CLIENT_CERT, mode=0o600),
+        FileMode(id="kubelet.serving_cert_mode", path=_SERVING_CERT, mode=0o600),
         # No days in hand are asked for: kubelet renews both itself, and a cluster may sign for hours only.
-        Certificate(id="kubelet.client_cert", path=f"{CERT_DIR}/kubelet-client-current.pem", common_name=user),
-        Certificate(id="kubelet.serving_cert", path=f"{CERT_DIR}/kubelet-server-current.pem", common_name=user),
+        Certificate(id="kubelet.client_cert", path=_CLIENT_CERT, common_name=user, rotates=True),
+        Certificate(id="kubelet.serving_cert", path=_SERVING_CERT, common_name=user, rotates=True),
         ServingCertificate(id="kubelet.serving_cert_in_use", port=int(document.get("port", 10250))),
         *(
             ClusterCheck(id=check_id)

@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import NameOID
 
 from kubeworker.core.check_script import Evidence, Socket, UnitSeen
+from kubeworker.core.expiry import expiry, renewed_by
 from kubeworker.core.model import (
     Certificate,
     Check,
@@ -197,7 +198,14 @@ def _certificate(check: Certificate, pem: bytes, ca: x509.Certificate, now: date
     name = common_name(certificate)
     if name != check.common_name:
         return failed(check, f"{check.path} is {name}'s, expected {check.common_name}'s")
-    return passed(check, f"CN={name}, {days_left(certificate, now)} days left")
+    lasts = expiry(certificate, now, rotates=check.rotates)
+    if lasts.state == "overdue":
+        return failed(
+            check,
+            f"{check.path}: {lasts.text} left, and kubelet should have renewed it by "
+            f"{renewed_by(certificate):%Y-%m-%d %H:%M} UTC: `kubeworker csr list` shows what its request waits for",
+        )
+    return passed(check, f"CN={name}, {lasts.text} left")
 
 
 def certificate_fault(certificate: x509.Certificate, ca: x509.Certificate, now: datetime, *, days: int = 0) -> str:
@@ -213,11 +221,6 @@ def certificate_fault(certificate: x509.Certificate, ca: x509.Certificate, now: 
     if certificate.not_valid_after_utc - now < timedelta(days=days):
         return f"expires on {certificate.not_valid_after_utc:%Y-%m-%d}, in less than {days} days"
     return ""
-
-
-def days_left(certificate: x509.Certificate, now: datetime) -> int:
-    """Whole days until the certificate expires; negative once it has."""
-    return (certificate.not_valid_after_utc - now).days
 
 
 def common_name(certificate: x509.Certificate) -> str:

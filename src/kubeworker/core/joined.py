@@ -8,11 +8,11 @@ from cryptography.x509.oid import NameOID
 
 from kubeworker.core import pki
 from kubeworker.core.observed import Observed
-from kubeworker.core.pki import Ca
+from kubeworker.core.pki import CaCertificate
 from kubeworker.errors import CredentialsError
 
 
-def has_joined(node: str, observed: Observed, ca: Ca, now: datetime) -> bool:
+def has_joined(node: str, observed: Observed, ca: CaCertificate, now: datetime) -> bool:
     """True while the node's own certificate is good; a node without one needs a bootstrap token."""
     if not observed.kubelet_client_cert:
         return False

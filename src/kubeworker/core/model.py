@@ -400,6 +400,8 @@ class Certificate:
     common_name: str
     """The Kubernetes user: system:node:<name>, system:kube-proxy."""
     days: int = 0
+    rotates: bool = False
+    """kubelet renews it by itself (core/expiry.py): it must not be late with that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,13 +24,20 @@ _BACKDATED = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ca:
-    """A certificate authority that can sign."""
+class CaCertificate:
+    """A certificate authority to check against: enough for all that only looks."""
 
     certificate: x509.Certificate = field(repr=False)
     key: SigningKey = field(repr=False)
     pem: bytes = field(repr=False)
     """The certificate file as the operator gave it."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ca(CaCertificate):
+    """A certificate authority that can sign."""
+
+    key: SigningKey = field(repr=False)
+
 
 
 def parse_certificate(pem: bytes, *, subject: str) -> x509.Certificate:

@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kubeworker.core import pki
-from kubeworker.core.pki import Ca
+from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError
 
@@ -56,17 +56,19 @@ def load_ca(cluster: ClusterFile, *, now: datetime) -> Ca:
     )
 
 
-def load_ca_certificate(cluster: ClusterFile, *, now: datetime) -> bytes:
-    """The CA's certificate alone, in PEM: all that `plan`'s files, `verify` and `status` need."""
+def load_ca_certificate(cluster: ClusterFile, *, now: datetime) -> CaCertificate:
+    """The CA's certificate alone: all that `verify` and `status` need, where the key may lie elsewhere."""
     path = cluster.cluster.ca.cert
     pem = _read(path, "cluster.ca.cert")
-    pki.load_ca_certificate(pem, now=now, subject=path)
-    return pem
+    return CaCertificate(certificate=pki.load_ca_certificate(pem, now=now, subject=path), pem=pem)
 
 
-def kube_proxy(cluster_file: Path, ca: Ca, *, now: datetime, lifetime: timedelta) -> KubeProxyCredential:
-    """The kept certificate where it is still good, else a new one that nothing has been told of yet."""
+
+    Without the CA's key the new one is empty: enough to see that the nodes have another, and never `write`n.
+    """
     kept = _kept(directory(cluster_file))
+def kube_proxy(cluster_file: Path, ca: CaCertificate, *, now: datetime, lifetime: timedelta) -> KubeProxyCredential:
+    """The kept certificate where it is still good, else a new one that nothing has been told of yet.
     if kept is None:
         return _issue(ca, now=now, lifetime=lifetime, status="issue", reason="no certificate was issued yet")
     cert, key = kept
@@ -104,7 +106,7 @@ def _kept(place: Path) -> tuple[bytes, bytes] | None:
         raise CredentialsError(f"can't be read: {error.strerror}", subject=str(place)) from error
 
 
-def _fault(cert: bytes, key: bytes, ca: Ca, now: datetime) -> str:
+def _fault(cert: bytes, key: bytes, ca: CaCertificate, now: datetime) -> str:
     """Why the kept pair is no longer good; empty when it is."""
     try:
         certificate = pki.parse_certificate(cert, subject=_CERT)
@@ -124,12 +126,14 @@ def _fault(cert: bytes, key: bytes, ca: Ca, now: datetime) -> str:
 
 
 def _issue(
-    ca: Ca, *, now: datetime, lifetime: timedelta, status: Literal["issue", "renew"], reason: str
+    ca: CaCertificate, *, now: datetime, lifetime: timedelta, status: Literal["issue", "renew"], reason: str
 ) -> KubeProxyCredential:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     cert = pki.issue_client(
         ca,
         common_name=_COMMON_NAME,
+    if not isinstance(ca, Ca):
+        return KubeProxyCredential(cert=b"", key=b"", status=status, reason=reason)
         names=_SUBJECT,
         key=key,
         serial=x509.random_serial_number(),

@@ -14,7 +14,7 @@ from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.model import Blob
-from kubeworker.core.pki import Ca
+from kubeworker.core.pki import CaCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiUnreachable, InputError
 from kubeworker.flow import artifacts, charts, credentials
@@ -48,7 +48,8 @@ class Session:
     cluster: ClusterFile
     registry: Registry
     selected: tuple[NodeSpec, ...]
-    ca: Ca = field(repr=False)
+    ca: CaCertificate = field(repr=False)
+    """A `Ca`, with its key, unless the run is read-only."""
     proxy: KubeProxyCredential = field(repr=False)
     blobs: Mapping[str, Blob]
     archives: Mapping[str, Archive]
@@ -89,13 +90,16 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(request: Request, report: Reporter) -> AsyncIterator[Session]:
-    """Read the input, then get artifacts, the API and the nodes' connections side by side; closes what it opened."""
+async def open_session(request: Request, report: Reporter, *, read_only: bool = False) -> AsyncIterator[Session]:
+    """Read the input, then get artifacts, the API and the nodes' connections side by side; closes what it opened.
+
+    A read-only run does not need the CA's key, and does not touch it: it may look from a host that must not have it.
+    """
     registry = discover()
     cluster = cluster_file.load(request.cluster_file, registry)
     chosen = select(cluster, request.nodes)
     now = datetime.now(UTC)
-    ca = credentials.load_ca(cluster, now=now)
+    ca = (credentials.load_ca_certificate if read_only else credentials.load_ca)(cluster, now=now)
     lifetime = timedelta(days=desired.config(kube_proxy.COMPONENT, cluster).certificate_days)
     proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
     store = BlobStore.default()

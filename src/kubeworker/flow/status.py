@@ -1,4 +1,4 @@
-"""`status`: each node in one line: versions, units, Ready, days that certificates still last, and drift."""
+"""`status`: each node in one line: versions, units, Ready, how long certificates still last, and drift."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cryptography import x509
 
 from kubeworker.core import check_script, desired
 from kubeworker.core.check_script import Evidence
-from kubeworker.core.checks import days_left
 from kubeworker.core.component import Credentials, Facts
+from kubeworker.core.expiry import Expiry, expiry
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Certificate, Check, UnitActive
 from kubeworker.core.spec import NodeSpec
@@ -38,8 +38,8 @@ class NodeLine:
     """containerd's version, as kubelet reports it."""
     units: Mapping[str, str] = field(default_factory=dict)
     """systemd's ActiveState by unit."""
-    certificates: Mapping[str, int | None] = field(default_factory=dict)
-    """Whole days left by check id (kubelet.client_cert); None: there is no such certificate."""
+    certificates: Mapping[str, Expiry | None] = field(default_factory=dict)
+    """How long each lasts, by check id (kubelet.client_cert); None: there is no such certificate."""
     drift: int | None = None
     """Actions that `apply` would carry out on the node; None: it can't be planned."""
     error: KubeworkerError | None = None
@@ -64,7 +64,8 @@ class NodeLine:
             "kubelet": self.kubelet,
             "containerd": self.runtime,
             "units": dict(self.units),
-            "certificates": dict(self.certificates),
+            "certificates": {name: each.days if each else None for name, each in self.certificates.items()},
+            "expiry": {name: each.as_json() if each else None for name, each in self.certificates.items()},
             "drift": self.drift,
             "error": self.error.as_json() if self.error else None,
         }
@@ -75,8 +76,8 @@ class FleetStatus:
     """All lines."""
 
     nodes: tuple[NodeLine, ...]
-    ca_days: int
-    """Whole days that the cluster's CA still lasts."""
+    ca: Expiry
+    """How long the cluster's CA still lasts."""
     trouble: str = ""
     """Why the API does not answer; empty where it does."""
 
@@ -90,14 +91,14 @@ class FleetStatus:
         """The machine-readable form."""
         return {
             "nodes": [node.as_json() for node in self.nodes],
-            "ca_days": self.ca_days,
+            "ca_days": self.ca.days,
             "trouble": self.trouble,
         }
 
 
 async def status(request: Request, report: Reporter) -> FleetStatus:
     """Look at every node and at the API. Changes nothing."""
-    async with open_session(request, report) as session:
+    async with open_session(request, report, read_only=True) as session:
         planned = {node.name: node for node in (await make_plan(session)).nodes}
         seen = await _probe(session)
         joined, trouble = await _joined(session)
@@ -106,7 +107,7 @@ async def status(request: Request, report: Reporter) -> FleetStatus:
             nodes=tuple(
                 _line(session, node, planned[node.name], seen[node.name], joined, now) for node in session.selected
             ),
-            ca_days=days_left(session.ca.certificate, now),
+            ca=expiry(session.ca.certificate, now, rotates=False),
             trouble=trouble,
         )
 
@@ -166,7 +167,7 @@ def _line(
             if isinstance(check, UnitActive) and check.unit in seen.units
         },
         certificates={
-            check.id: _days(seen.certificates[check.path], now)
+            check.id: _expiry(seen.certificates[check.path], check, now)
             for check in checks
             if isinstance(check, Certificate) and check.path in seen.certificates
         },
@@ -181,8 +182,8 @@ def _ready(node: NodeStatus | None) -> str:
     return "Ready" if node.ready else "NotReady"
 
 
-def _days(pem: bytes, now: datetime) -> int | None:
+def _expiry(pem: bytes, check: Certificate, now: datetime) -> Expiry | None:
     try:
-        return days_left(x509.load_pem_x509_certificates(pem)[0], now)
+        return expiry(x509.load_pem_x509_certificates(pem)[0], now, rotates=check.rotates)
     except (ValueError, IndexError):
         return None

@@ -86,7 +86,7 @@ async def verify(
     Raises InputError (an unknown node; a CA, kubeconfig or archive that can't be used); all else is in the report.
     """
     nodes = _chosen(cluster, options.nodes)
-    ca = load_ca_certificate(cluster, now=datetime.now(UTC))
+    ca = load_ca_certificate(cluster, now=datetime.now(UTC)).pem
     archives = _archives(cluster, registry)
     run = Run(id=secrets.token_hex(4))
     files = cluster.cluster

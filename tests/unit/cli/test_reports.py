@@ -1,15 +1,27 @@
 import io
 from collections.abc import Callable
-from typing import cast
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
+import pytest
 from rich.console import Console
 
 from kubeworker.cli.report_apply import ApplyDocument, NodeResult, print_result
+from kubeworker.cli.report_csr import print_requests
 from kubeworker.cli.report_status import print_status
+from kubeworker.cli.report_token import print_revoked, print_tokens
 from kubeworker.cli.report_verify import print_verdicts
 from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
+from kubeworker.core.csr import SERVING_SIGNER, CsrView, Pending
+from kubeworker.core.expiry import Expiry, State
+from kubeworker.core.issuing import Halted
+from kubeworker.core.token_listing import TokenView
 from kubeworker.errors import NodeUnreachable
+from kubeworker.flow.csr import Listed
 from kubeworker.flow.status import FleetStatus, NodeLine
+from kubeworker.flow.tokens import Listed as TokenListed
+from kubeworker.flow.tokens import Revoked
 
 
 def shown(draw: Callable[[Console], None]) -> str:
@@ -57,8 +69,18 @@ def test_verify_shows_what_failed_and_counts_the_rest() -> None:
     assert "kubelet.port: 10250 on *" in shown(lambda screen: print_verdicts(screen, report, passed=True))
 
 
-def status(*nodes: NodeLine, ca_days: int = 3650, trouble: str = "") -> str:
-    fleet = FleetStatus(nodes=nodes, ca_days=ca_days, trouble=trouble)
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+def lasting(days: float, state: State = "good", *, rotates: bool = False) -> Expiry:
+    return Expiry(ends=NOW + timedelta(days=days), left=timedelta(days=days), rotates=rotates, state=state)
+
+
+CA = lasting(3650)
+
+
+def status(*nodes: NodeLine, ca: Expiry = CA, trouble: str = "") -> str:
+    fleet = FleetStatus(nodes=nodes, ca=ca, trouble=trouble)
     return shown(lambda screen: print_status(screen, fleet))
 
 
@@ -69,11 +91,28 @@ def test_status_is_one_line_for_a_healthy_node() -> None:
         kubelet="1.33.3",
         runtime="2.1.3",
         units={"kubelet.service": "active", "containerd.service": "active"},
-        certificates={"kubelet.client_cert": 364, "kube_proxy.client_cert": 20},
+        certificates={"kubelet.client_cert": lasting(10 / 1440, rotates=True), "kube_proxy.client_cert": lasting(364)},
         drift=0,
     )
     line = status(node).splitlines()[1]
-    assert " ".join(line.split()) == "k8s-01 Ready 1.33.3 2.1.3 2 active 20 days (kube_proxy.client_cert) none"
+    assert " ".join(line.split()) == "k8s-01 Ready 1.33.3 2.1.3 2 active 10 min (kubelet.client_cert) none"
+
+
+@pytest.mark.parametrize(
+    ("worst", "says"),
+    [
+        (lasting(0.1, "overdue", rotates=True), "2 h, not renewed in time (kubelet.client_cert)"),
+        (lasting(-1, "expired", rotates=True), "expired (kubelet.client_cert)"),
+    ],
+)
+def test_status_tells_of_the_certificate_that_is_worst_off_first(worst: Expiry, says: str) -> None:
+    certificates = {"kubelet.client_cert": worst, "kube_proxy.client_cert": lasting(0.01, "soon")}
+    assert says in status(NodeLine(name="a", certificates=certificates))
+    assert NodeLine(name="a", certificates=certificates).as_json()["expiry"]["kubelet.client_cert"] == {
+        "ends": worst.ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "rotates": True,
+        "state": worst.state,
+    }
 
 
 def test_status_names_what_is_wrong() -> None:
@@ -81,7 +120,7 @@ def test_status_names_what_is_wrong() -> None:
     text = status(
         NodeLine(name="a", ready="NotReady", units={"kubelet.service": "failed"}, certificates={"x": None}, drift=3),
         NodeLine(name="b", error=error),
-        ca_days=3,
+        ca=lasting(3, "soon"),
         trouble="no kube-apiserver answers (https://10.1.0.1:6443: connection refused)",
     )
     for expected in (
@@ -90,6 +129,45 @@ def test_status_names_what_is_wrong() -> None:
         "3 changes",
         "b: connection refused\n  hint: is sshd running?",
         "no kube-apiserver answers",
-        "CA lasts 3 more days",
+        "CA: 3 days left",
     ):
         assert expected in text
+
+
+def csr_listed(verdict: Pending | Halted | None, **change: Any) -> Listed:
+    request = CsrView(
+        name="csr-1", signer=SERVING_SIGNER, username="system:node:w1", request=b"", conditions=("Approved",)
+    )
+    return Listed(request=replace(request, **change), verdict=verdict, age=130)
+
+
+def test_a_request_is_shown_with_who_asks_its_age_and_what_stops_it_and_each_way_out_once() -> None:
+    unissued = Halted(rule="signer.unissued", detail="approved and never issued", hint="give it a key")
+    broken = Pending(rule="serving.san_dns", detail="x is not the name of w1")
+    rows = (csr_listed(unissued), csr_listed(unissued, name="csr-2"), csr_listed(broken), csr_listed(None))
+    text = shown(lambda screen: print_requests(screen, rows))
+    first = " ".join(text.splitlines()[1].split())
+    assert first.startswith("csr-1 w1 kubelet-serving system:node:w1 2 min Approved signer.unissued: approved and")
+    assert "serving.san_dns: x is not the name of w1" in text
+    assert text.count("hint: give it a key") == 1
+    document = rows[0].as_json()
+    assert (document["rule"], document["hint"], document["age"]) == ("signer.unissued", "give it a key", 130)
+
+
+def test_tokens_are_shown_with_their_node_their_time_and_their_maker() -> None:
+    mine = TokenView(id="abc234", secret_name="bootstrap-token-abc234", node="w1", maker="kubeworker", ours=True)
+    other = TokenView(id="kub3ad", secret_name="bootstrap-token-kub3ad", maker="kubeadm", description="by hand")
+    rows = (
+        TokenListed(token=mine, state="joined", seconds_left=600),
+        TokenListed(token=other, state="valid", seconds_left=None),
+        TokenListed(token=replace(other, fault="no such id"), state="unusable", seconds_left=None),
+    )
+    lines = [" ".join(line.split()) for line in shown(lambda screen: print_tokens(screen, rows)).splitlines()]
+    assert lines[1:] == [
+        "abc234 w1 10 min valid, though its node has joined kubeworker",
+        "kub3ad for ever valid kubeadm by hand",
+        "kub3ad unusable: no such id kubeadm by hand",
+    ]
+    done = Revoked(tokens=(mine,), gone=("w2",))
+    text = shown(lambda screen: print_revoked(screen, done))
+    assert text == "revoked abc234 (w1)\nw2: no token, nothing to do\n1 token revoked\n"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def key_pair(
     *,
     issuer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
     days: int = 365,
+    begins: datetime = NOW - timedelta(days=400),
+    ends: datetime | None = None,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -33,8 +36,8 @@ def key_pair(
         .issuer_name(issuer[0].subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(days=400))
-        .not_valid_after(NOW + timedelta(days=days))
+        .not_valid_before(begins)
+        .not_valid_after(ends or NOW + timedelta(days=days))
         .sign(issuer[1] if issuer else key, hashes.SHA256())
     )
     return certificate, key
@@ -157,6 +160,18 @@ def test_a_client_certificate_that_will_not_do_fails_and_says_why(certificate: x
     verdict = judge(CLIENT, seen_certificate(certificate))
     assert verdict.status == "failed"
     assert detail in verdict.detail
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(9.4, "passed"), (9.6, "failed")])
+def test_one_that_kubelet_renews_fails_when_kubelet_is_late_and_not_before(minutes: float, status: str) -> None:
+    check = replace(CLIENT, days=0, rotates=True)
+    # As kube-controller-manager signs with --cluster-signing-duration=10m: backdated by 5 minutes.
+    begins = NOW - timedelta(minutes=5)
+    certificate, _ = key_pair("system:node:w1", issuer=CA, begins=begins, ends=NOW + timedelta(minutes=10))
+    now = NOW + timedelta(minutes=minutes)
+    verdict = checks.judge(check, seen_certificate(certificate), ca=CA[0], now=now)
+    assert verdict.status == status
+    assert ("kubeworker csr list" in verdict.detail) == (status == "failed")
 
 
 def test_a_missing_client_certificate_fails() -> None:

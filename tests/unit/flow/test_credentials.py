@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 from tests.unit.authority import NOW, authority
 
 from kubeworker.core import pki
-from kubeworker.core.pki import Ca
+from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError
 from kubeworker.flow import credentials
@@ -49,7 +49,7 @@ class Site:
         (self.folder / "ca-key.pem").write_bytes(key)
         return credentials.load_ca(self.cluster(), now=NOW)
 
-    def kube_proxy(self, ca: Ca, now: datetime = NOW, lifetime: timedelta = YEAR) -> KubeProxyCredential:
+    def kube_proxy(self, ca: CaCertificate, now: datetime = NOW, lifetime: timedelta = YEAR) -> KubeProxyCredential:
         return credentials.kube_proxy(self.cluster_file, ca, now=now, lifetime=lifetime)
 
     def write(self, credential: KubeProxyCredential) -> None:
@@ -80,7 +80,13 @@ def test_a_key_of_another_ca_is_refused(site: Site) -> None:
 def test_the_certificate_alone_needs_no_key(site: Site) -> None:
     site.new_ca()
     (site.folder / "ca-key.pem").unlink()
-    assert credentials.load_ca_certificate(site.cluster(), now=NOW) == (site.folder / "ca.pem").read_bytes()
+    assert credentials.load_ca_certificate(site.cluster(), now=NOW).pem == (site.folder / "ca.pem").read_bytes()
+
+
+def test_without_the_ca_key_a_missing_certificate_is_seen_and_none_is_made(site: Site) -> None:
+    site.new_ca()
+    looked = site.kube_proxy(credentials.load_ca_certificate(site.cluster(), now=NOW))
+    assert (looked.status, looked.cert, looked.key) == ("issue", b"", b"")
 
 
 @pytest.mark.parametrize("function", [credentials.load_ca, credentials.load_ca_certificate])
