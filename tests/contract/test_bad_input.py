@@ -115,7 +115,6 @@ def site(tmp_path: Path) -> Site:
         ("127.0.0.3", "127.0.0.2", "cluster.yaml:11: nodes.1.address: 127.0.0.2 is also", "own address"),
         ("172.30.0.0/16", "10.254.0.0/15", "cluster.yaml:4: cluster.service_cidr: 10.254.0.0/16 overlaps", "share"),
         ("10.254.0.2", "10.1.0.2", "cluster.yaml:5: cluster.dns_service_ip: 10.1.0.2 is not inside", "address"),
-        ("nodes:", "cni: cilium\nnodes:", "cluster.yaml:9: cni: cilium is not part of this version", "bridge"),
     ],
 )
 def test_a_wrong_cluster_file_is_refused_by_line_and_field(

@@ -21,6 +21,8 @@ from kubeworker.errors import InputError
 FIELD_MANAGER = "kubeworker"
 """Who this tool is to server-side apply (metadata.managedFields)."""
 
+LABEL = "kubeworker.dev/component"
+
 _HOOK = "helm.sh/hook"
 _CRD = "CustomResourceDefinition"
 _FIRST = (_CRD, "Namespace")
@@ -131,6 +133,14 @@ def documents(rendered: Iterable[Any], *, subject: str) -> tuple[Document, ...]:
 
 
 _VALUES = "look at the component's `values` in cluster.yaml"
+
+
+def labelled(document: Document, component: str) -> Document:
+    """With the tool's own label: a field of its own in each object, without which server-side apply would not record
+    who has made a bare one (a ServiceAccount that is a name only).
+    """
+    metadata = document["metadata"]
+    return {**document, "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), LABEL: component}}}
 
 
 def _rank(kind: str) -> int:

@@ -144,7 +144,12 @@ async def compare(kube: Kube, chart: Chart, rendered: Sequence[Document]) -> man
     """What makes the live objects the rendered ones; InputError where they are somebody else's."""
     api = Objects(kube)
     kinds = manifest.defined_kinds(rendered)
-    wanted = tuple([await _in_namespace(api, each, chart.namespace, kinds) for each in rendered])
+    wanted = tuple(
+        [
+            manifest.labelled(await _in_namespace(api, each, chart.namespace, kinds), chart.component)
+            for each in rendered
+        ]
+    )
     inventory = await kube.get("ConfigMap", chart.record, namespace="kube-system")
     gone = manifest.gone(manifest.recorded(inventory), wanted)
     namespaces = {each["metadata"]["name"] for each in wanted if each["kind"] == "Namespace"}
@@ -159,9 +164,13 @@ async def compare(kube: Kube, chart: Chart, rendered: Sequence[Document]) -> man
             count = await api.count(which) if which.kind == "CustomResourceDefinition" else 0
             return Stale(ref=which, live=await api.get(which), instances=count)
 
-    async with asyncio.TaskGroup() as group:
-        found = {manifest.ref(each): group.create_task(find(each)) for each in wanted}
-        left = [group.create_task(stale(each)) for each in gone]
+    try:
+        async with asyncio.TaskGroup() as group:
+            found = {manifest.ref(each): group.create_task(find(each)) for each in wanted}
+            left = [group.create_task(stale(each)) for each in gone]
+    except ExceptionGroup as several:
+        # The same trouble mostly: one is enough to read.
+        raise several.exceptions[0] from several
     changes = manifest.changes(
         chart.record,
         wanted,

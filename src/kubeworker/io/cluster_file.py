@@ -274,9 +274,6 @@ def _explained(path: FieldPath, details: ErrorDetails) -> tuple[str, str]:
     """Message and hint for pydantic's remaining kinds of error, in the words of a YAML file."""
     given = details["input"]
     expected = str(details.get("ctx", {}).get("expected", "")).replace("'", "")
-    if path == ("cni",) and given == "cilium":
-        hint = "use `cni: bridge` (nodes on one layer-2 segment), or `cni: none` and install Cilium yourself"
-        return "cilium is not part of this version yet; it comes with a later one", hint
     match details["type"]:
         case "literal_error":
             return f"{given!r} is not one of: {expected}", _closest(str(given), re.split(r", | or ", expected))

@@ -47,7 +47,7 @@ def refused(spec: ClusterFile) -> SpecError:
 def test_an_unknown_component_is_refused_and_the_known_ones_are_named() -> None:
     error = refused(cluster(components={"kubelt": {}}))
     assert error.subject == "components.kubelt"
-    assert error.hint == "the components are bridge_cni, containerd, host, kube_nginx, kube_proxy, kubelet"
+    assert error.hint == "the components are bridge_cni, cilium, containerd, host, kube_nginx, kube_proxy, kubelet"
 
 
 def test_an_unknown_field_is_refused_and_the_known_ones_are_named() -> None:

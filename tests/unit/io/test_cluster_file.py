@@ -47,7 +47,6 @@ def refused(tmp_path: Path) -> Refusal:
             "add",
         ),
         ("nodes:", "node: 1\nnodes:", "cluster.yaml:6: node", "no such field", "did you mean nodes?"),
-        ("nodes:", "cni: cilium\nnodes:", "cluster.yaml:6: cni", "comes with a later one", "cni: bridge"),
         ("nodes:", "cni: brigde\nnodes:", "cluster.yaml:6: cni", "is not one of", "did you mean bridge?"),
         ("nodes:", "versions: {kubernetes: 1.33}\nnodes:", "cluster.yaml:6: versions.kubernetes", "number", '"1.33"'),
         ("nodes:", "versions:\nnodes:", "cluster.yaml:6: versions", "must be a map of fields, not nothing", ""),
