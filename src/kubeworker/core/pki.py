@@ -28,16 +28,15 @@ class CaCertificate:
     """A certificate authority to check against: enough for all that only looks."""
 
     certificate: x509.Certificate = field(repr=False)
-    key: SigningKey = field(repr=False)
     pem: bytes = field(repr=False)
     """The certificate file as the operator gave it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ca(CaCertificate):
     """A certificate authority that can sign."""
 
     key: SigningKey = field(repr=False)
-
 
 
 def parse_certificate(pem: bytes, *, subject: str) -> x509.Certificate:
