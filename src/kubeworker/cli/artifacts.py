@@ -120,10 +120,10 @@ def _artifacts(file: Path, only: Sequence[str]) -> tuple[ClusterFile, tuple[Arti
     """The cluster, and those of its artifacts that are asked for."""
     from kubeworker.cli.spec import load_cluster
     from kubeworker.components import discover
-    from kubeworker.core.desired import artifacts
+    from kubeworker.core.desired import artifacts, tools
 
-    cluster = load_cluster(file)
-    every = artifacts(cluster, discover())
+    cluster, registry = load_cluster(file), discover()
+    every = (*artifacts(cluster, registry), *tools(cluster, registry))
     names = [artifact.name for artifact in every]
     for name in only:
         if name not in names:

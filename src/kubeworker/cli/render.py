@@ -11,10 +11,12 @@ from cyclopts import Parameter
 from kubeworker.cli.options import DEFAULT_FILE, File, Json
 
 
-def render(
+async def render(
     *, file: File = DEFAULT_FILE, out: Annotated[Path, Parameter(name=["--out", "-o"], negative="")], json: Json = False
 ) -> None:
     """Write every file of every node to DIR/NODE/ABSOLUTE-PATH, offline: no node, API or kubeconfig is needed.
+
+    With `cni: cilium` its objects too, to DIR/cluster, as for a cluster of versions.kubernetes.
 
     Args:
         file: The cluster file; paths in it are relative to it.
@@ -22,13 +24,18 @@ def render(
         json: Print the paths as one JSON document.
     """
     from kubeworker.cli.output import print_document
+    from kubeworker.cli.report import reporting
     from kubeworker.cli.spec import load_cluster
     from kubeworker.components import discover
     from kubeworker.flow.render import render as write
+    from kubeworker.flow.render import render_objects
 
-    cluster = load_cluster(file)
-    written = write(cluster, discover(), out)
+    cluster, registry = load_cluster(file), discover()
+    written = write(cluster, registry, out)
+    with reporting(json_events=False) as report:
+        objects = await render_objects(file, cluster, registry, out, report)
     if json:
-        print_document({"files": [str(path) for path in written]})
+        print_document({"files": [str(path) for path in (*written, *objects)]})
     else:
-        sys.stdout.write(f"{out}: {len(written)} files of {len(cluster.nodes)} nodes\n")
+        more = f", {len(objects)} objects" if objects else ""
+        sys.stdout.write(f"{out}: {len(written)} files of {len(cluster.nodes)} nodes{more}\n")

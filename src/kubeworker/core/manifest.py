@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -351,20 +351,20 @@ def _own_fields(live: Document) -> Mapping[str, Any] | None:
 # As text
 
 
-def shown(document: Document) -> Document:
-    """The object as it may be shown: of a Secret's values the hashes only."""
+def masked(document: Document, mask: Callable[[Any], str]) -> Document:
+    """The object with each value of a Secret replaced by what `mask` makes of it."""
     if document.get("kind") != "Secret":
         return document
-    hashed = dict(document)
+    hidden = dict(document)
     for key in ("data", "stringData"):
         if key in document:
-            hashed[key] = {name: _hash(value) for name, value in (document[key] or {}).items()}
+            hidden[key] = {name: mask(value) for name, value in (document[key] or {}).items()}
     # What kubectl apply keeps of the whole object would hold them too.
     metadata = dict(document["metadata"])
     if annotations := metadata.get("annotations"):
         last = "kubectl.kubernetes.io/last-applied-configuration"
-        metadata["annotations"] = {key: _hash(value) if key == last else value for key, value in annotations.items()}
-    return {**hashed, "metadata": metadata}
+        metadata["annotations"] = {key: mask(value) if key == last else value for key, value in annotations.items()}
+    return {**hidden, "metadata": metadata}
 
 
 def _hash(value: Any) -> str:
@@ -373,7 +373,7 @@ def _hash(value: Any) -> str:
 
 def text(document: Document) -> str:
     """An object as YAML, keys sorted, secrets as hashes."""
-    return yaml.dump(_sorted(shown(document)))
+    return yaml.dump(_sorted(masked(document, _hash)))
 
 
 def diff(old: Document, new: Document) -> str:

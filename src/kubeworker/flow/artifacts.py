@@ -34,8 +34,22 @@ async def resolve(
     Raises ArtifactError, which names every artifact that no source has or that was refused, and why; those that were
     had are in the cache and pinned all the same.
     """
-    run = _run(cluster_file, cluster, architecture, update_lock=update_lock, report=report, store=store)
-    return await _from_sources(run, _distinct(artifacts))
+    found: dict[str, Blob] = {}
+    for wanted_for, several in _by_architecture(_distinct(artifacts), architecture):
+        run = _run(cluster_file, cluster, wanted_for, update_lock=update_lock, report=report, store=store)
+        found |= await _from_sources(run, several)
+    return found
+
+
+def _by_architecture(
+    artifacts: Sequence[Artifact], nodes: Architecture | None
+) -> tuple[tuple[Architecture, tuple[Artifact, ...]], ...]:
+    """What the control host runs itself is of its own architecture, whatever the nodes are."""
+    host = host_architecture()
+    groups: dict[Architecture, list[Artifact]] = {}
+    for each in artifacts:
+        groups.setdefault(host if each.control_host else nodes or host, []).append(each)
+    return tuple((architecture, tuple(several)) for architecture, several in groups.items())
 
 
 async def locked(
@@ -80,9 +94,9 @@ def listed(
 ) -> tuple[Listed, ...]:
     """What the lock file pins each artifact to, and whether the cache has those bytes; nothing is fetched."""
     lock, store = read_lock(lock_path(cluster_file)), store or BlobStore.default()
-    wanted = architecture or host_architecture()
     found: list[Listed] = []
-    for artifact in _distinct(artifacts):
+    several = _by_architecture(_distinct(artifacts), architecture)
+    for wanted, artifact in ((wanted, artifact) for wanted, group in several for artifact in group):
         keys = [Key(artifact=artifact.name, architecture=wanted, kind=kind) for kind in KINDS]
         pinned = [(key.kind, entry) for key in keys if (entry := lock.get(key, artifact.version)) is not None]
         found += [

@@ -1,20 +1,29 @@
-"""`render`: every file of every node, offline. Needs neither nodes, API, CA key, kubeconfig nor artifacts."""
+"""`render`: every file of every node, and every object of a chart, offline: no node, API, CA key or kubeconfig is needed.
+
+Of artifacts only what renders a chart is needed, and the chart.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from kubeworker.core import desired
+from kubeworker.core import desired, manifest
 from kubeworker.core.component import Archive, Credentials, Facts
 from kubeworker.core.desired import Registry
+from kubeworker.core.formats import yaml
 from kubeworker.core.model import Blob, File, NodeState
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import InputError
+from kubeworker.flow import charts
+from kubeworker.flow.events import Reporter
 from kubeworker.io import local_files
+from kubeworker.io.blob_store import BlobStore
 
 PLACEHOLDER = b"# secret: made by `kubeworker apply`, never rendered\n"
 """What stands in a file whose content is a secret."""
+
+_OBJECT_PLACEHOLDER = "secret: made by `kubeworker apply`, never rendered"
 
 _STAND_IN = "000000.0000000000000000"
 _MARKER = ".kubeworker-render"
@@ -35,6 +44,30 @@ def render(cluster: ClusterFile, registry: Registry, out_dir: Path) -> tuple[Pat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(PLACEHOLDER if file.secret else file.content)
             path.chmod(0o644)
+            written.append(path)
+    return tuple(written)
+
+
+async def render_objects(
+    cluster_file: Path, cluster: ClusterFile, registry: Registry, out_dir: Path, report: Reporter
+) -> tuple[Path, ...]:
+    """Write DIR/cluster/NNN-KIND-NAME.yaml for every object of every chart, in the order in which they are applied.
+
+    The charts are rendered for versions.kubernetes, since no API is asked. Of Secrets the names stand there only: their
+    values are kept beside cluster.yaml, or not made yet.
+    """
+    made = charts.stand_ins(cluster, registry)
+    if not made:
+        return ()
+    tools = await charts.tools(cluster_file, cluster, registry, store=BlobStore.default(), report=report)
+    place = out_dir / "cluster"
+    place.mkdir(exist_ok=True)
+    written: list[Path] = []
+    for chart in made:
+        for document in await charts.render(chart, tools, cluster.versions.kubernetes):
+            path = place / f"{len(written):03}-{document['kind'].lower()}-{document['metadata']['name']}.yaml"
+            shown = manifest.masked(manifest.labelled(document, chart.component), lambda _value: _OBJECT_PLACEHOLDER)
+            path.write_text(yaml.dump(shown), encoding="utf-8")
             written.append(path)
     return tuple(written)
 
