@@ -206,3 +206,32 @@ def test_settings_merged_over_settings_say_what_the_two_say_after_one_another(
     base: dict[str, Any], one: dict[str, Any], two: dict[str, Any]
 ) -> None:
     assert merge(base, stacked(one, two)) == merge(merge(base, one), two)
+
+
+@given(STATEMENTS)
+def test_an_nginx_file_reads_back_as_it_was(statements: tuple[nginx.Statement, ...]) -> None:
+    assert nginx.parse(nginx.dump(statements)) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("a b; # c;\n", (("a", "b"),)),
+        ("log_format x '$a \"$b\"';", (("log_format", "x", '$a "$b"'),)),
+        ("set ${a}b 'it\\'s';", (("set", "${a}b", "it's"),)),
+        ("events{}", (Block(name="events", body=()),)),
+        ("a{b;c d{e;}}", (Block(name="a", body=(("b",), Block(name="c", arguments=("d",), body=(("e",),)))),)),
+    ],
+)
+def test_an_nginx_file_of_somebody_elses_is_read(text: str, statements: tuple[nginx.Statement, ...]) -> None:
+    assert nginx.parse(text) == statements
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("a {\n b;", "line 2: the file ends inside a block"), ("a", "line 1: the file ends inside a directive"),
+     ("a;\n}", "line 2: unexpected }"), (";", "unexpected ;"), ("a 'b;", "line 1: a quote"), ("{}", "unexpected {")],
+)  # fmt: skip
+def test_a_broken_nginx_file_is_named_with_its_line(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        nginx.parse(text)
