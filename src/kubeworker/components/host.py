@@ -1,6 +1,6 @@
 """The machine itself: what every other component needs of its kernel and packages, and fixes where asked.
 
-Nothing is changed by default: preflight names what is missing and the command that mends it.
+Only kernel modules are loaded by default; of all else preflight names what is missing and the command that mends it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pydantic import Field
 from kubeworker.core.component import Component, ComponentConfig, Context
 from kubeworker.core.horizon import CGROUP_V1, at_least
 from kubeworker.core.model import (
+    Absent,
     File,
     Module,
     RequireCgroup,
@@ -30,8 +31,10 @@ class Config(ComponentConfig):
 
     disable_swap: bool = False
     """Turn swap off and keep it off; otherwise active swap is a preflight error."""
-    load_modules: bool = False
-    """Load the kernel modules that the components need, now and at boot (modules-load.d)."""
+    load_modules: bool = True
+    """Load the kernel modules that the components need, now and at boot (modules-load.d). Never in a container, whose
+    kernel is its host's: there preflight names those that the host has not loaded. false: preflight asks only that
+    they can be loaded."""
     sysctls: bool = False
     """Set the kernel settings that the components need, now and at boot (sysctl.d)."""
     packages: bool = False
@@ -63,7 +66,8 @@ def _stage(context: Context[Config]) -> Stage:
     config = context.config
     own = _requirements(context)
     needs = (*own, *context.needs)
-    modules = _modules(needs) if config.load_modules else ()
+    container = context.facts.container
+    modules = _modules(needs) if config.load_modules and not container else ()
     sysctls = _sysctls(needs) if config.sysctls else ()
     return Stage(
         component="host",
@@ -73,7 +77,14 @@ def _stage(context: Context[Config]) -> Stage:
         swap_off=config.disable_swap,
         packages=_packages(needs) if config.packages else (),
         files=_files(modules, sysctls),
+        absent=_absent(container) if config.load_modules else (),
     )
+
+
+def _absent(container: str) -> tuple[Absent, ...]:
+    # systemd-modules-load.service runs in a container that has CAP_SYS_MODULE, and would load them on its host.
+    reason = f"the kernel of this {container} container is its host's"
+    return (Absent(path=MODULES_FILE, reason=reason),) if container else ()
 
 
 def _requirements(context: Context[Config]) -> tuple[Requirement, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+import shlex
+from typing import Any, cast, get_args
 
 from pydantic import Field
 
-from kubeworker.core import kubeconfig
+from kubeworker.core import kubeconfig, proxy_rules
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
 from kubeworker.core.component import (
     HTTP2_PING,
@@ -16,12 +17,14 @@ from kubeworker.core.component import (
     Context,
     api_proxy_url,
     binary,
+    replaces_kube_proxy,
     url_host,
 )
 from kubeworker.core.formats import unit, yaml
 from kubeworker.core.horizon import IPVS, at_least, warning
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
+    AbsentUnit,
     Certificate,
     Check,
     ClusterCheck,
@@ -31,7 +34,9 @@ from kubeworker.core.model import (
     FileMode,
     Gate,
     Http,
+    Leftover,
     Listening,
+    NodeCommand,
     RequireCommand,
     Requirement,
     RequireModule,
@@ -40,20 +45,27 @@ from kubeworker.core.model import (
     Stage,
     Unit,
     UnitActive,
+    VirtualServers,
 )
-from kubeworker.core.spec import ClusterFile
+from kubeworker.core.proxy_rules import Mode
+from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import SpecError
-
-Mode = Literal["ipvs", "nftables", "iptables"]
 
 
 class Config(ComponentConfig):
     """`components.kube_proxy`: Services on the node."""
 
+    enabled: bool = True
+    """false: no kube-proxy, and one that is there is taken away with its rules: something else must do its work. With
+    Cilium's `kube_proxy_replacement: true` it is not deployed either, and taken away from a node once Cilium's agent
+    there is Ready."""
     mode: Mode = "ipvs"
-    """ipvs is the guide's, deprecated from Kubernetes 1.35 on; nftables is its successor (GA since 1.33)."""
+    """ipvs is the guide's, deprecated from Kubernetes 1.35 on; nftables is its successor (GA since 1.33). Another
+    mode restarts kube-proxy, and the former mode's rules go when the new ones are there."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Merged over the rendered KubeProxyConfiguration: maps key by key, anything else replaces, null removes."""
+    """Merged over the rendered KubeProxyConfiguration: maps key by key, anything else replaces, null removes.
+    `{ipvs: {strictARP: true}}` sets arp_ignore and arp_announce, as load balancers need that answer ARP for a Service's
+    address (MetalLB); `{ipvs: {scheduler: wrr}}` needs the kernel's module ip_vs_wrr."""
     certificate_days: int = Field(default=3650, gt=30)
     """Lifetime of the client certificate, which never outlives the CA; apply renews it when 30 days are left. The
     default is ten years since only apply renews it: a site that runs apply often can do with less."""
@@ -64,7 +76,20 @@ _KUBECONFIG = "/etc/kubernetes/kube-proxy.kubeconfig"
 _UNIT = "kube-proxy.service"
 
 
-def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
+def deployed(cluster: ClusterFile, config: Config) -> bool:
+    """Whether nodes have a kube-proxy at all."""
+    return config.enabled and not replaces_kube_proxy(cluster)
+
+
+def deployed_on(node: NodeSpec, cluster: ClusterFile) -> bool:
+    """Whether this node has a kube-proxy: it may have settings of its own."""
+    seen = cluster.as_seen_by(node)
+    return deployed(seen, Config.model_validate(seen.components.get("kube_proxy", {})))
+
+
+def _artifacts(cluster: ClusterFile, config: Config) -> tuple[Artifact, ...]:
+    if not deployed(cluster, config):
+        return ()
     version = cluster.versions.kubernetes
     url = f"https://dl.k8s.io/release/v{version}/bin/linux/{{arch}}/kube-proxy"
     return (
@@ -82,6 +107,8 @@ def _artifacts(cluster: ClusterFile, _config: Config) -> tuple[Artifact, ...]:
 
 def _stage(context: Context[Config]) -> Stage:
     cluster, paths = context.cluster, context.cluster.paths
+    if not deployed(cluster, context.config):
+        return Stage(component="kube_proxy", absent_units=(_absent(context),))
     (artifact,) = _artifacts(cluster, context.config)
     program = binary(artifact, paths.bin_dir, context.blobs)
     document = _config_file(context)
@@ -122,6 +149,39 @@ def _stage(context: Context[Config]) -> Stage:
                 gate=Gate(http=(f"http://{_reachable(_healthz(document))}/healthz",), timeout=60),
             ),
         ),
+        leftovers=_leftovers(context),
+    )
+
+
+def _absent(context: Context[Config]) -> AbsentUnit:
+    """kube-proxy taken away: what it did, something else has to do by then.
+
+    Where that is Cilium, the unit waits until Cilium's agent on the node does it: before, Services would have no
+    addresses there. Cilium itself comes up without Services: it reaches the API through kube-nginx.
+    """
+    config, paths = context.config, context.cluster.paths
+    program = f"{paths.bin_dir}/kube-proxy"
+    reason = "components.kube_proxy.enabled is false" if not config.enabled else "Cilium does kube-proxy's work"
+    waits = config.enabled and not context.facts.service_proxy_replaced
+    return AbsentUnit(
+        name=_UNIT,
+        reason=reason,
+        paths=(program, _CONFIG, _KUBECONFIG),
+        directories=(f"{paths.k8s_dir}/kube-proxy",),
+        leftovers=_leftovers(context),
+        waits_for="Cilium's agent on the node is Ready and does its work" if waits else "",
+    )
+
+
+def _leftovers(context: Context[Config]) -> tuple[Leftover, ...]:
+    """The rules of modes that kube-proxy does not run in here (any more)."""
+    here = deployed(context.cluster, context.config)
+    mode = _mode(_config_file(context)) if here else None
+    return proxy_rules.leftovers(
+        mode,
+        kube_proxy=f"{context.cluster.paths.bin_dir}/kube-proxy",
+        service_cidr=context.cluster.cluster.service_cidr,
+        reason=f"kube-proxy's mode is {mode}" if mode else "there is no kube-proxy",
     )
 
 
@@ -166,8 +226,12 @@ def _metrics(document: dict[str, Any]) -> str:
     return str(document.get("metricsBindAddress") or "127.0.0.1:10249")
 
 
-def _mode(document: dict[str, Any]) -> str:
-    return str(document.get("mode") or "iptables")
+def _mode(document: dict[str, Any]) -> Mode:
+    return cast("Mode", document.get("mode") or "iptables")
+
+
+def _scheduler(document: dict[str, Any]) -> str:
+    return str((document.get("ipvs") or {}).get("scheduler") or "rr")
 
 
 def _reachable(bind: str) -> str:
@@ -177,26 +241,35 @@ def _reachable(bind: str) -> str:
 
 
 # What each mode's proxier runs (pkg/proxy of 1.33.3). conntrack is no longer among them: netlink since 1.32.
-_IPTABLES = (RequireCommand(name="iptables", package="iptables"),)
-_NEEDS: dict[str, tuple[Requirement, ...]] = {
-    "iptables": _IPTABLES,
-    "ipvs": (
-        *_IPTABLES,
-        RequireCommand(name="ipset", package="ipset"),
-        RequireModule(name="ip_vs", why="kube-proxy mode ipvs"),
-        RequireModule(name="ip_vs_rr", why="kube-proxy mode ipvs: its default scheduler"),
-        RequireModule(name="nf_conntrack", why="kube-proxy mode ipvs"),
-    ),
-    "nftables": (RequireCommand(name="nft", package="nftables"),),
-}
+_IPTABLES = RequireCommand(name="iptables", package="iptables")
+
+
+def _needs(document: dict[str, Any]) -> tuple[Requirement, ...]:
+    match _mode(document):
+        case "iptables":
+            return (_IPTABLES,)
+        case "nftables":
+            return (RequireCommand(name="nft", package="nftables"),)
+        case "ipvs":
+            scheduler = _scheduler(document)
+            modules = {
+                "ip_vs": "kube-proxy mode ipvs",
+                f"ip_vs_{scheduler}": f"kube-proxy mode ipvs: its scheduler {scheduler}",
+                "nf_conntrack": "kube-proxy mode ipvs",
+                "dummy": "kube-proxy mode ipvs: the device kube-ipvs0",
+            }
+            return (
+                _IPTABLES,
+                RequireCommand(name="ipset", package="ipset"),
+                *(RequireModule(name=name, why=why) for name, why in modules.items()),
+            )
 
 
 def _requirements(document: dict[str, Any]) -> tuple[Requirement, ...]:
-    mode = _mode(document)
     ports = {int(bind.rpartition(":")[2]) for bind in (_healthz(document), _metrics(document))}
     return (
-        RequireProxyMode(mode=mode),
-        *_NEEDS.get(mode, ()),
+        RequireProxyMode(mode=_mode(document)),
+        *_needs(document),
         *(RequirePort(port=port, unit=_UNIT) for port in sorted(ports)),
     )
 
@@ -230,6 +303,10 @@ def _unit_file(context: Context[Config]) -> str:
 
 
 def _checks(context: Context[Config]) -> tuple[Check, ...]:
+    rules = NodeCommand(id="kube_proxy.rules", command=("sh", "-c", _no_leftovers(context)), contains="no rules")
+    if not deployed(context.cluster, context.config):
+        gone = f'[ "$(systemctl is-active {_UNIT})" = inactive ] || {{ echo "{_UNIT} runs"; exit 1; }}; echo none runs'
+        return (NodeCommand(id="kube_proxy.absent", command=("sh", "-c", gone), contains="none runs"), rules)
     document = _config_file(context)
     healthz, metrics = _healthz(document), _metrics(document)
     return (
@@ -242,7 +319,32 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         FileMode(id="kube_proxy.kubeconfig_mode", path=_KUBECONFIG, mode=0o600),
         # apply renews it when 30 days are left; a week before its end somebody has to be told.
         Certificate(id="kube_proxy.client_cert", path=_KUBECONFIG, common_name="system:kube-proxy", days=7),
+        rules,
+        *((_virtual_servers(context, document),) if _mode(document) == "ipvs" else ()),
         ClusterCheck(id="service.kubernetes"),
+    )
+
+
+def _no_leftovers(context: Context[Config]) -> str:
+    """POSIX sh that fails where there are rules of a mode that is not this one's, and names the mode."""
+    tests = (
+        f"! (\n{each.present}\n) > /dev/null 2>&1 || {{ echo there are {shlex.quote(each.name)}; found=yes; }}"
+        for each in _leftovers(context)
+    )
+    return "\n".join(("found=''", *tests, '[ -z "$found" ] || exit 1', "echo no rules of another mode"))
+
+
+def _virtual_servers(context: Context[Config], document: dict[str, Any]) -> VirtualServers:
+    blocks = tuple(document.get("nodePortAddresses") or ())
+    if blocks == ("primary",):
+        # The node's own address, as kube-proxy reads the word (cmd/kube-proxy/app/server.go).
+        address = context.node.address
+        blocks = (f"{address}/{128 if ':' in address else 32}",)
+    return VirtualServers(
+        id="kube_proxy.ipvs",
+        scheduler=_scheduler(document),
+        node_port_addresses=blocks,
+        exclude=tuple((document.get("ipvs") or {}).get("excludeCIDRs") or ()),
     )
 
 
@@ -262,6 +364,13 @@ def _validate(cluster: ClusterFile, config: Config) -> None:
             subject="components.kube_proxy.mode",
             hint="use Kubernetes 1.31 or later, or ipvs",
         )
+    mode = config.config.get("mode")
+    if mode and mode not in get_args(Mode):
+        raise SpecError(
+            f"{mode!r} is no mode of kube-proxy on Linux",
+            subject="components.kube_proxy.config.mode",
+            hint=f"components.kube_proxy.mode is one of {', '.join(get_args(Mode))}",
+        )
     for key in ("healthzBindAddress", "metricsBindAddress"):
         value = config.config.get(key)
         if value and not _BIND.fullmatch(str(value)):
@@ -269,6 +378,11 @@ def _validate(cluster: ClusterFile, config: Config) -> None:
 
 
 def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    if not deployed(cluster, config):
+        if cluster.cni == "bridge":
+            text = "no kube-proxy and no network plugin that does its work: Services have no addresses on nodes"
+            return (text,)
+        return ()
     return (warning(IPVS, cluster.versions.kubernetes),) if config.mode == "ipvs" else ()
 
 

@@ -62,6 +62,8 @@ class Facts:
     service_proxy_replaced: bool = False
     """Services work on this node without kube-proxy: the network plugin's agent here is Ready and says that it does
     kube-proxy's work. kube-proxy is taken away only then, where `replaces_kube_proxy` asks for it."""
+    container: str = ""
+    """The container manager (systemd-nspawn, lxc) where the node is a container: its kernel is another machine's."""
     resolv_conf: str = "/etc/resolv.conf"
     """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
 

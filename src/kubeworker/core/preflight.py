@@ -103,6 +103,10 @@ class _Node:
                 if seen.modules.get(name, "missing") == "missing":
                     message = f"the kernel {seen.kernel} has no {name} ({why})"
                     yield self.host_owned(f"module-{name}", message, "use a kernel that has it")
+                elif seen.container and seen.modules[name] == "available":
+                    message = f"the kernel module {name} is not loaded ({why})"
+                    fix = f"modprobe {name}, and a line with it in /etc/modules-load.d"
+                    yield self.host_owned(f"module-{name}", message, fix)
             case RequireSysctl(key=key, value=value, fix=fix):
                 if (now := seen.sysctls.get(key, "not there")) != value:
                     yield self.finding(f"sysctl-{key}", f"{key} is {now}, not {value}", fix)

@@ -39,6 +39,10 @@ class KubeProxyCredential:
     """For the plan; empty when kept."""
 
 
+NO_KUBE_PROXY = KubeProxyCredential(cert=b"", key=b"", status="kept", reason="")
+"""Where no node has a kube-proxy: there is nothing to issue."""
+
+
 def directory(cluster_file: Path) -> Path:
     """Where this cluster's own secrets lie: `.kubeworker` beside cluster.yaml."""
     return cluster_file.parent / ".kubeworker"
@@ -63,12 +67,12 @@ def load_ca_certificate(cluster: ClusterFile, *, now: datetime) -> CaCertificate
     return CaCertificate(certificate=pki.load_ca_certificate(pem, now=now, subject=path), pem=pem)
 
 
+def kube_proxy(cluster_file: Path, ca: CaCertificate, *, now: datetime, lifetime: timedelta) -> KubeProxyCredential:
+    """The kept certificate where it is still good, else a new one that nothing has been told of yet.
 
     Without the CA's key the new one is empty: enough to see that the nodes have another, and never `write`n.
     """
     kept = _kept(directory(cluster_file))
-def kube_proxy(cluster_file: Path, ca: CaCertificate, *, now: datetime, lifetime: timedelta) -> KubeProxyCredential:
-    """The kept certificate where it is still good, else a new one that nothing has been told of yet.
     if kept is None:
         return _issue(ca, now=now, lifetime=lifetime, status="issue", reason="no certificate was issued yet")
     cert, key = kept
@@ -128,12 +132,12 @@ def _fault(cert: bytes, key: bytes, ca: CaCertificate, now: datetime) -> str:
 def _issue(
     ca: CaCertificate, *, now: datetime, lifetime: timedelta, status: Literal["issue", "renew"], reason: str
 ) -> KubeProxyCredential:
+    if not isinstance(ca, Ca):
+        return KubeProxyCredential(cert=b"", key=b"", status=status, reason=reason)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     cert = pki.issue_client(
         ca,
         common_name=_COMMON_NAME,
-    if not isinstance(ca, Ca):
-        return KubeProxyCredential(cert=b"", key=b"", status=status, reason=reason)
         names=_SUBJECT,
         key=key,
         serial=x509.random_serial_number(),

@@ -229,6 +229,7 @@ def _node_plan(
         pod_cidr=_pod_cidr(objects.nodes, node.name),
         peers=_peers(session, objects.nodes, node.name),
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
+        container=observed.container,
         resolv_conf=observed.resolv_conf,
     )
     state = _state(session, node.name, facts, objects.token(node.name))

@@ -101,7 +101,9 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
     now = datetime.now(UTC)
     ca = (credentials.load_ca_certificate if read_only else credentials.load_ca)(cluster, now=now)
     lifetime = timedelta(days=desired.config(kube_proxy.COMPONENT, cluster).certificate_days)
-    proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
+    proxy = credentials.NO_KUBE_PROXY
+    if any(kube_proxy.deployed_on(node, cluster) for node in cluster.nodes):
+        proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
     store = BlobStore.default()
     async with AsyncExitStack() as stack:
         kube, connections, blobs, tools = await _open(request, cluster, registry, chosen, store, stack, report)

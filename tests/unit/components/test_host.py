@@ -1,26 +1,45 @@
-"""The machine: nothing is changed unless asked for."""
+"""The machine: nothing but kernel modules is changed unless asked for."""
 
 from typing import Any
 
 from tests.unit.samples import cluster, stage, state, text, with_component
 
+from kubeworker.core.component import Facts
 from kubeworker.core.model import Module, RequireCgroup, RequireClock, RequireDisk, Sysctl
 
 ASKED: dict[str, Any] = {"disable_swap": True, "load_modules": True, "sysctls": True, "packages": True}
 
 
-def test_nothing_is_changed_by_default() -> None:
+MODULES = "/etc/modules-load.d/90-kubeworker.conf"
+
+
+def test_only_modules_are_loaded_by_default_now_and_at_boot() -> None:
     host = stage(cluster(), "host")
     assert not host.swap_off
-    assert (host.modules, host.sysctls, host.packages, host.files) == ((), (), (), ())
+    assert (host.sysctls, host.packages, host.absent) == ((), (), ())
+    assert [file.path for file in host.files] == [MODULES]
+    names = ["overlay", "ip_vs", "ip_vs_rr", "nf_conntrack", "dummy"]
+    assert [module.name for module in host.modules] == names
+    assert text(state(cluster()), MODULES).split() == names
+
+
+def test_a_container_loads_no_module_and_none_at_boot() -> None:
+    host = stage(cluster(), "host", facts=Facts(container="systemd-nspawn"))
+    assert (host.modules, host.files) == ((), ())
+    assert [absent.path for absent in host.absent] == [MODULES]
+
+
+def test_modules_are_left_to_the_operator_on_request() -> None:
+    host = stage(with_component("host", load_modules=False), "host")
+    assert (host.modules, host.files, host.absent) == ((), (), ())
 
 
 def test_what_is_asked_for_covers_every_components_needs() -> None:
     host = stage(with_component("host", cni="bridge", **ASKED), "host")
     assert host.swap_off
-    assert {Module(name=name) for name in ("overlay", "br_netfilter", "ip_vs", "ip_vs_rr", "nf_conntrack")} == {
-        *host.modules
-    }
+    assert {
+        Module(name=name) for name in ("overlay", "br_netfilter", "ip_vs", "ip_vs_rr", "nf_conntrack", "dummy")
+    } == {*host.modules}
     assert Sysctl(key="net.bridge.bridge-nf-call-iptables", value="1") in host.sysctls
     assert Sysctl(key="net.ipv4.ip_forward", value="1") in host.sysctls
     assert {"ipset", "iptables", "nftables"} <= {*host.packages}

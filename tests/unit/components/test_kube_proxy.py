@@ -20,7 +20,17 @@ from tests.unit.samples import (
 )
 
 from kubeworker.core import desired
-from kubeworker.core.model import Gate, Http, Listening, RequireCommand, RequireModule, RequirePort, RequireProxyMode
+from kubeworker.core.component import Facts
+from kubeworker.core.model import (
+    Gate,
+    Http,
+    Listening,
+    RequireCommand,
+    RequireModule,
+    RequirePort,
+    RequireProxyMode,
+    VirtualServers,
+)
 from kubeworker.errors import SpecError
 
 CONFIG = "/etc/kubernetes/kube-proxy-config.yaml"
@@ -64,7 +74,7 @@ def test_its_name_is_kubelets() -> None:
 @pytest.mark.parametrize(
     ("mode", "commands", "modules"),
     [
-        ("ipvs", {"iptables", "ipset"}, {"ip_vs", "ip_vs_rr", "nf_conntrack"}),
+        ("ipvs", {"iptables", "ipset"}, {"ip_vs", "ip_vs_rr", "nf_conntrack", "dummy"}),
         ("iptables", {"iptables"}, set()),
         ("nftables", {"nft"}, set()),
     ],
@@ -77,9 +87,95 @@ def test_each_mode_asks_for_what_it_runs(mode: str, commands: set[str], modules:
     assert {need.port for need in needs if isinstance(need, RequirePort)} == {10249, 10256}
 
 
+def test_another_scheduler_asks_for_its_module() -> None:
+    spec = with_component("kube_proxy", config={"ipvs": {"scheduler": "wrr", "strictARP": True}})
+    modules = {need.name for need in stage(spec, "kube_proxy").requirements if isinstance(need, RequireModule)}
+    assert "ip_vs_wrr" in modules
+    assert "ip_vs_rr" not in modules
+    document = yaml.safe_load(text(state(spec), CONFIG))
+    assert document["ipvs"] == {"scheduler": "wrr", "strictARP": True}
+
+
+@pytest.mark.parametrize(
+    ("mode", "others"),
+    [("ipvs", {"iptables", "nftables"}), ("nftables", {"iptables", "ipvs"}), ("iptables", {"ipvs", "nftables"})],
+)
+def test_the_rules_of_the_other_modes_must_not_be_there(mode: str, others: set[str]) -> None:
+    left = stage(with_component("kube_proxy", mode=mode), "kube_proxy").leftovers
+    assert {each.name for each in left} == {f"kube-proxy's {other} rules" for other in others}
+
+
+def test_the_mode_that_was_merged_in_counts() -> None:
+    spec = with_component("kube_proxy", mode="ipvs", config={"mode": "iptables"})
+    assert {each.name for each in stage(spec, "kube_proxy").leftovers} == {
+        "kube-proxy's ipvs rules",
+        "kube-proxy's nftables rules",
+    }
+    with pytest.raises(SpecError, match="is no mode of kube-proxy"):
+        desired.validate_components(with_component("kube_proxy", config={"mode": "userspace"}), REGISTRY)
+
+
+CILIUM: dict[str, Any] = {"cni": "cilium", "components": {"cilium": {"kube_proxy_replacement": True}}}
+
+
+def test_a_kube_proxy_that_is_not_wanted_is_taken_away_with_every_rule() -> None:
+    gone = stage(with_component("kube_proxy", enabled=False), "kube_proxy")
+    (unit,) = gone.absent_units
+    assert (unit.name, unit.waits_for) == ("kube-proxy.service", "")
+    assert {"/opt/k8s/bin/kube-proxy", CONFIG, KUBECONFIG} == {*unit.paths}
+    # Virtual servers are removed by kube-proxy itself, so that it goes after them.
+    assert [each.name.split()[1] for each in unit.leftovers] == ["iptables", "ipvs", "nftables"]
+    assert (gone.units, gone.binaries, gone.files, gone.requirements) == ((), (), (), ())
+
+
+def test_beside_cilium_that_replaces_it_kube_proxy_waits_for_ciliums_agent() -> None:
+    (waiting,) = stage(cluster(**CILIUM), "kube_proxy").absent_units
+    assert waiting.waits_for == "Cilium's agent on the node is Ready and does its work"
+    (ready,) = stage(cluster(**CILIUM), "kube_proxy", facts=Facts(service_proxy_replaced=True)).absent_units
+    assert ready.waits_for == ""
+    assert ready.paths == waiting.paths
+
+
+def test_a_cluster_without_kube_proxy_needs_no_artifact_of_it() -> None:
+    names = {each.name for each in desired.artifacts(cluster(**CILIUM), REGISTRY)}
+    assert "kubelet" in names
+    assert "kube-proxy" not in names
+    assert "kube-proxy" in {each.name for each in desired.artifacts(cluster(), REGISTRY)}
+
+
+def test_verify_proves_that_kube_proxy_is_gone() -> None:
+    found = checks(with_component("kube_proxy", enabled=False))
+    assert {each for each in found if each.startswith("kube_proxy.")} == {"kube_proxy.absent", "kube_proxy.rules"}
+
+
+def test_virtual_servers_are_compared_in_ipvs_mode_alone_with_kube_proxys_own_settings() -> None:
+    spec = with_component(
+        "kube_proxy",
+        config={"nodePortAddresses": ["primary"], "ipvs": {"scheduler": "sh", "excludeCIDRs": ["192.0.2.0/24"]}},
+    )
+    assert checks(spec)["kube_proxy.ipvs"] == VirtualServers(
+        id="kube_proxy.ipvs",
+        scheduler="sh",
+        node_port_addresses=("172.31.39.151/32",),
+        exclude=("192.0.2.0/24",),
+    )
+    assert "kube_proxy.ipvs" not in checks(with_component("kube_proxy", mode="nftables"))
+
+
+def test_services_without_anything_behind_them_are_warned_of() -> None:
+    (text,) = desired.warnings(with_component("kube_proxy", cni="bridge", enabled=False), REGISTRY)
+    assert "Services have no addresses" in text
+
+
+def test_the_plan_warns_of_the_end_of_ipvs() -> None:
+    (text,) = desired.warnings(cluster(), REGISTRY)
+    assert text.startswith("kubernetes 1.35 deprecates and 1.40 removes or switches off kube-proxy mode ipvs")
+
+
 def test_a_changed_mode_restarts_kube_proxy_alone() -> None:
     before, after = state(cluster()), state(with_component("kube_proxy", mode="nftables"))
-    assert changed(before, after) == {CONFIG}
+    # Its modules are no longer loaded at boot.
+    assert changed(before, after) == {CONFIG, "/etc/modules-load.d/90-kubeworker.conf"}
     assert restarted(before, after) == {"kube-proxy.service"}
 
 

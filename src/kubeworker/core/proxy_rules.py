@@ -1,0 +1,167 @@
+"""What each mode of kube-proxy leaves in a node's kernel, and the shell that sees and removes it. Pure text.
+
+kube-proxy cleans up after another mode only between nftables and the other two, at its start (platformCleanup in
+cmd/kube-proxy/app/server_linux.go of 1.33); between ipvs and iptables it leaves everything, and its `--cleanup` takes
+the rules of the present mode too. The names are those of pkg/proxy/{iptables,ipvs,nftables}/proxier.go.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from typing import Literal, TypeAlias
+
+from kubeworker.core.model import Leftover
+
+Mode: TypeAlias = Literal["ipvs", "nftables", "iptables"]
+
+RULES_SECONDS = 30
+"""How long a kube-proxy that is healthy may take to make its first rules."""
+
+# Extended regular expressions of chain names by table. kubelet's own (KUBE-FIREWALL, KUBE-KUBELET-CANARY,
+# KUBE-IPTABLES-HINT) are in none.
+_IPTABLES = {
+    "nat": "KUBE-((SVC|SEP|EXT|SVL|FW)-.*|NODEPORTS|PROXY-CANARY)",
+    "filter": "KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|PROXY-CANARY)",
+    "mangle": "KUBE-PROXY-CANARY",
+}
+_IPVS = {
+    "nat": "KUBE-(NODE-PORT|LOAD-BALANCER)",
+    "filter": "KUBE-(NODE-PORT|SOURCE-RANGES-FIREWALL|IPVS-FILTER|IPVS-OUT-FILTER)",
+    "mangle": "",
+}
+_BOTH = {
+    "nat": "KUBE-(SERVICES|POSTROUTING|MARK-MASQ)",
+    "filter": "KUBE-(FORWARD|PROXY-FIREWALL)",
+    "mangle": "",
+}
+# Jumps to a chain of _BOTH that one of the two modes makes in a form of its own.
+_IPTABLES_JUMP = "kubernetes load balancer firewall"
+_IPVS_JUMP = "kube-proxy firewall rules"
+
+# Prints what iptables-restore has to be given to take the chains away in one go: each flushed, the jumps to it deleted,
+# itself deleted. Prints nothing where there are none. A chain that others jump to (a CNI plugin's to KUBE-MARK-MASQ,
+# say) stays.
+_AWK = """
+  /^:/ { name = substr($1, 2); if (chains != "" && name ~ ("^(" chains ")$")) mine[name] }
+  /^-A / {
+    rule[++count] = $0; from[count] = $2
+    for (i = 3; i < NF; i++) if ($i == "-j" || $i == "-g") to[count] = $(i + 1)
+  }
+  END {
+    for (i = 1; i <= count; i++)
+      if ((to[i] in mine) && !(from[i] in mine) && from[i] !~ /^(KUBE-.*|PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/)
+        used[to[i]]
+    for (name in mine) if (!(name in used)) { gone[name]; flushes = flushes ":" name " - [0:0]\\n" }
+    for (name in gone) deletions = deletions "-X " name "\\n"
+    for (i = 1; i <= count; i++)
+      if (((to[i] in gone) || (jump != "" && index(rule[i], jump))) && !(from[i] in gone))
+        jumps = jumps "-D" substr(rule[i], 3) "\\n"
+    if (flushes jumps != "") printf "*%s\\n%s%s%sCOMMIT\\n", table, flushes, jumps, deletions
+  }
+"""
+
+
+def leftovers(mode: Mode | None, *, kube_proxy: str, service_cidr: str, reason: str) -> tuple[Leftover, ...]:
+    """The rules of every mode but this one (None: of every mode), in the order in which they can be removed.
+
+    `kube_proxy` is the path of a kube-proxy, which is the tool at hand that can remove virtual servers; `service_cidr`
+    tells the address by which the present mode's rules are known to be there.
+    """
+    first = _await(mode, str(ipaddress.ip_network(service_cidr)[1])) if mode else ""
+    scripts: dict[Mode, tuple[str, str]] = {
+        "iptables": (_iptables_present(shared=mode != "ipvs"), _iptables_remove(shared=mode != "ipvs")),
+        "ipvs": (_IPVS_PRESENT, _ipvs_remove(kube_proxy)),
+        "nftables": (_NFT_PRESENT, _NFT_REMOVE),
+    }
+    return tuple(
+        Leftover(
+            name=f"kube-proxy's {other} rules",
+            present=present,
+            remove=f"{first}{remove}",
+            reason=reason,
+            seconds=RULES_SECONDS + 60,
+        )
+        for other, (present, remove) in scripts.items()
+        if other != mode
+    )
+
+
+def _await(mode: Mode, address: str) -> str:
+    """Until the present mode's rules are there, the former ones serve: /healthz answers before the first sync."""
+    six = ":" in address
+    tool, family = ("ip6tables", "ip6") if six else ("iptables", "ip")
+    match mode:
+        case "iptables":
+            sign = f"{tool}-save -t nat | grep -q -e '-d {address}/.* -j KUBE-SVC-'"
+        case "nftables":
+            sign = f"nft list map {family} kube-proxy service-ips | grep -qF '{address} '"
+        case "ipvs":
+            packed = ipaddress.ip_address(address)
+            shown = f"[{packed.exploded}]" if six else f"{int(packed):08X}"
+            sign = f"grep -qF ' {shown}:01BB ' /proc/net/ip_vs"
+    return f"""tries=0
+until {sign}; do
+  tries=$((tries + 1))
+  [ "$tries" -lt {RULES_SECONDS * 5} ] || {{ echo 'kube-proxy makes no rules for {address}'; exit 1; }}
+  sleep 0.2
+done 2> /dev/null
+"""
+
+
+def _chains(*groups: dict[str, str], jump: str = "") -> str:
+    """POSIX sh that takes the groups' chains away, in every table of both families."""
+    calls = "\n".join(
+        f'  chains "$family" {table} {shlex.quote("|".join(filter(None, (group[table] for group in groups))))}'
+        for table in ("nat", "filter", "mangle")
+    )
+    return f"""chains() {{ # chains FAMILY TABLE NAMES
+  rules=$("$1-save" -t "$2" 2> /dev/null | awk -v table="$2" -v chains="$3" -v jump='{jump}' '{_AWK}')
+  [ -z "$rules" ] || printf '%s\\n' "$rules" | "$1-restore" -w 5 --noflush || exit 1
+}}
+for family in iptables ip6tables; do
+  command -v "$family-save" > /dev/null || continue
+{calls}
+done
+"""
+
+
+def _iptables_present(*, shared: bool) -> str:
+    # In ipvs mode the nat table has a KUBE-SERVICES too.
+    groups = (*_IPTABLES.values(), *_BOTH.values()) if shared else (_IPTABLES["nat"], "KUBE-EXTERNAL-SERVICES")
+    names = "|".join(filter(None, groups))
+    return f"{{ iptables-save; ip6tables-save; }} | grep -q -E '^:({names}) '"
+
+
+def _iptables_remove(*, shared: bool) -> str:
+    return _chains(_IPTABLES, _BOTH) if shared else _chains(_IPTABLES, jump=_IPTABLES_JUMP)
+
+
+_IPVS_PRESENT = """[ -e /sys/class/net/kube-ipvs0 ] || ipset list -n | grep -q '^KUBE-' ||
+  iptables -w 5 -t nat -S KUBE-LOAD-BALANCER || ip6tables -w 5 -t nat -S KUBE-LOAD-BALANCER"""
+
+
+def _ipvs_remove(kube_proxy: str) -> str:
+    # Virtual servers are removed over netlink, for which a plain node has no command but kube-proxy's own --cleanup.
+    # That would take the other mode's iptables rules too, so it runs where the iptables it finds does nothing.
+    return f"""{_chains(_IPVS, jump=_IPVS_JUMP)}
+servers() {{ grep -q -E '^(TCP|UDP|SCTP) ' /proc/net/ip_vs 2> /dev/null; }}
+if [ -e /sys/class/net/kube-ipvs0 ] && servers; then
+  idle=$(mktemp -d) || exit 1
+  for tool in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+    printf '#!/bin/sh\\nexit 0\\n' > "$idle/$tool" && chmod 755 "$idle/$tool"
+  done
+  PATH=$idle {shlex.quote(kube_proxy)} --cleanup > "$idle/said" 2>&1
+  ! servers || {{ tail -n 3 "$idle/said"; echo 'virtual servers are left; ipvsadm --clear removes them'; exit 1; }}
+  rm -rf "$idle"
+fi
+[ ! -e /sys/class/net/kube-ipvs0 ] || ip link delete kube-ipvs0 || exit 1
+! command -v ipset > /dev/null || for set in $(ipset list -n | grep '^KUBE-'); do ipset destroy "$set" || exit 1; done
+"""
+
+
+_NFT_PRESENT = "nft list table ip kube-proxy || nft list table ip6 kube-proxy"
+_NFT_REMOVE = """for family in ip ip6; do
+  ! nft list table "$family" kube-proxy > /dev/null 2>&1 || nft delete table "$family" kube-proxy || exit 1
+done
+"""
