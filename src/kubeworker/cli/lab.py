@@ -14,7 +14,7 @@ from kubeworker.cli.options import Flag, Json, JsonEvents
 if TYPE_CHECKING:
     from kubeworker.lab import LabState
 
-app = cyclopts.App(name="lab", help="A local lab: real machines (systemd-nspawn) with a real control plane.")
+app = cyclopts.App(name="lab", help="A local lab: real machines with a real control plane.")
 
 Name = Annotated[str, Parameter(name="--name", help="Which lab: several live side by side.")]
 StateDir = Annotated[
@@ -31,6 +31,9 @@ def up(
     name: Name = DEFAULT,
     workers: Annotated[
         int | None, Parameter(help="Plain machines beside k8s-01 and k8s-02; default: as it is.")
+    ] = None,
+    full_kernel: Annotated[
+        int | None, Parameter(help="Plain machines with a kernel of their own (fk-01, ...); default: as it is.")
     ] = None,
     cni: Annotated[
         Plugin | None,
@@ -49,7 +52,13 @@ def up(
 
     with reporting(json_events=json_events) as report:
         running = lab.up(
-            name, workers=workers, cni=cni, signing_duration=signing_duration, labs=state_dir, report=report
+            name,
+            workers=workers,
+            full_kernel=full_kernel,
+            cni=cni,
+            signing_duration=signing_duration,
+            labs=state_dir,
+            report=report,
         )
     _show(running)
 
@@ -111,16 +120,7 @@ def ssh(
     from kubeworker import lab
 
     found = lab.find(name, labs=state_dir)
-    address = found.machine(machine).address
-    options = {
-        "IdentitiesOnly": "yes",
-        "IdentityFile": str(found.ssh_identity),
-        "UserKnownHostsFile": str(found.known_hosts),
-        "StrictHostKeyChecking": "yes",
-        "LogLevel": "ERROR",
-    }
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    os.execvp("ssh", ["ssh", "-F", "none", *words, f"{user}@{address}", *command])  # noqa: S606 (ssh takes over the terminal)
+    os.execvp("ssh", [*lab.ssh_command(found, found.machine(machine), user), *command])  # noqa: S606 (ssh takes over the terminal)
 
 
 def _document(found: LabState) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _document(found: LabState) -> dict[str, Any]:
                 "name": machine.name,
                 "address": machine.address,
                 "roles": list(machine.roles),
-                "kind": "nspawn",
+                "kind": machine.kind,
                 "running": on[machine.name],
             }
             for machine in found.machines
@@ -151,4 +151,9 @@ def _show(found: LabState) -> None:
     print(f"cluster file: {document['cluster_yaml']}")
     for machine in document["machines"]:
         power = "on" if machine["running"] else "off"
-        print(f"  {machine['name']:<12} {machine['address']:<15} {power:<4} {', '.join(machine['roles'])}")
+        print(f"  {machine['name']:<12} {machine['address']:<15} {power:<4} {_what(machine)}")
+
+
+def _what(machine: dict[str, Any]) -> str:
+    roles = ", ".join(machine["roles"])
+    return f"{roles} ({machine['kind']})" if machine["kind"] != "nspawn" else roles

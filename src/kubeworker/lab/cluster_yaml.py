@@ -13,7 +13,7 @@ import yaml
 
 from kubeworker.core.spec import Versions
 from kubeworker.lab import cilium
-from kubeworker.lab.state import CLUSTER_CIDR, DNS_SERVICE_IP, SERVICE_CIDR, LabState
+from kubeworker.lab.state import CLUSTER_CIDR, DNS_SERVICE_IP, SERVICE_CIDR, LabState, Machine
 
 VERSIONS = {"nginx": "1.22.1", "crictl": "1.34.0"}
 """Where the lab differs from the guide: Debian's nginx source, and the crictl that Go's module proxy has."""
@@ -59,8 +59,28 @@ def document(lab: LabState, traits: HostTraits, images: tuple[str, ...]) -> dict
             },
             **_cilium(lab, traits),
         },
-        "nodes": [{"name": machine.name, "address": machine.address} for machine in lab.machines],
+        "nodes": [_node(machine, traits) for machine in lab.machines],
     }
+
+
+def _node(machine: Machine, traits: HostTraits) -> dict[str, Any]:
+    node: dict[str, Any] = {"name": machine.name, "address": machine.address}
+    if machine.kind == "full-kernel":
+        node["components"] = _full_kernel(traits)
+    return node
+
+
+def _full_kernel(traits: HostTraits) -> dict[str, Any]:
+    """A kernel of its own is as it comes: the tool loads and sets what it needs, and nothing is the host's."""
+    components: dict[str, Any] = {
+        "host": {"load_modules": True, "sysctls": True},
+        # It has IP_VS and lacks what nftables mode needs.
+        "kube_proxy": {"mode": "ipvs", "config": {"conntrack": None}},
+    }
+    if not traits.sys_resource:
+        runtime = {"restrict_oom_score_adj": False}
+        components["containerd"] = {"config": {"plugins": {"io.containerd.cri.v1.runtime": runtime}}}
+    return components
 
 
 # All machines share the host's disk, so its percentages say nothing about a machine's own use.

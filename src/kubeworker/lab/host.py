@@ -23,6 +23,8 @@ NEEDED = (
     ("gcc", "gcc"),
 )
 """Commands that the lab runs on this host, with the Debian package of each."""
+NEEDED_FULL_KERNEL = (("linux.uml", "user-mode-linux"), ("mke2fs", "e2fsprogs"), ("bash", "bash"))
+"""The same for machines with a kernel of their own."""
 BUSYBOX_PACKAGE = "busybox-static"
 """Its busybox goes into an image; Debian's plain `busybox` needs libc."""
 LIBC_ARCHIVE_PACKAGE = "libc6-dev"
@@ -71,9 +73,10 @@ def require_root() -> None:
         raise LabError("the lab needs root", subject="this host", hint="run it as root, or with sudo")
 
 
-def missing_packages() -> tuple[str, ...]:
+def missing_packages(*, full_kernel: bool = False) -> tuple[str, ...]:
     """Debian packages of the commands that are not installed."""
-    missing = [package for command, package in NEEDED if shutil.which(command, path=_SEARCH) is None]
+    needed = (*NEEDED, *(NEEDED_FULL_KERNEL if full_kernel else ()))
+    missing = [package for command, package in needed if shutil.which(command, path=_SEARCH) is None]
     if not _is_static(shutil.which("busybox", path=_SEARCH)):
         missing.append(BUSYBOX_PACKAGE)
     if not any(Path("/usr/lib").glob("*/libc.a")):

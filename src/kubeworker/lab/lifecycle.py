@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,16 +27,20 @@ from kubeworker.lab import (
     cilium_images,
     cluster_yaml,
     control_plane,
+    full_kernel_image,
     host,
     images,
+    kinds,
     machine,
     network,
     pki,
+    registry,
     rootfs,
     state,
 )
+from kubeworker.lab import full_kernel as full_kernel_machine
 from kubeworker.lab.artifacts import ETCD, KUBERNETES_COMMANDS
-from kubeworker.lab.state import Cni, LabState, Machine
+from kubeworker.lab.state import Cni, Kind, LabState, Machine
 
 BOOT_LIMIT = 120.0
 """Seconds until a machine's sshd must answer (2 to 6 are usual)."""
@@ -55,6 +59,7 @@ def up(
     *,
     binaries: Mapping[str, Path] | None = None,
     workers: int | None = None,
+    full_kernel: int | None = None,
     cni: Cni | None = None,
     signing_duration: str | None = None,
     labs: Path | None = None,
@@ -62,31 +67,32 @@ def up(
 ) -> LabState:
     """Bring the lab up, or back to what it should be; does nothing to what runs already.
 
-    `workers` is the number of plain machines, `cni` the network plugin that cluster.yaml names, `signing_duration` how
-    long signed certificates last (10m); None keeps what the lab has (0, bridge and a year for a new one). `binaries`
-    holds what `lab.artifacts.control_plane` lists, by name; by default they come from the sources in the lab's
-    cluster.yaml.
+    `workers` is the number of plain machines, `full_kernel` of those with a kernel of their own, `cni` the network
+    plugin that cluster.yaml names, `signing_duration` how long signed certificates last (10m); None keeps what the lab
+    has (0, 0, bridge and a year for a new one). `binaries` holds what `lab.artifacts.control_plane` lists, by name; by
+    default they come from the sources in the lab's cluster.yaml.
     """
     folder = state.lab_folder(name, state.labs_folder(labs))
     state.check_workers(workers or 0)
+    state.check_full_kernel(full_kernel or 0)
     if signing_duration is not None:
         state.check_signing_duration(signing_duration)
     host.require_root()
     with _locked(folder, report):
-        lab = _prepare(folder, workers, cni, signing_duration)
+        lab = _prepare(folder, workers, full_kernel, cni, signing_duration)
         if _missing_binaries(lab):
             found = asyncio.run(artifacts.fetch(lab.cluster_yaml, report)) if binaries is None else binaries
             _place_binaries(lab, found)
         _place_cni_images(lab, report)
-        base = rootfs.ensure(state.cache_folder(), report)
-        off = tuple(each for each in lab.machines if machine.init_pid(lab, each) is None)
+        bases = _bases({each.kind for each in lab.machines}, report)
+        off = tuple(each for each in lab.machines if kinds.driver(each).pid(lab, each) is None)
         for each in off:
             machine.clear(lab, each)
         if off:
             _check_inotify(lab, off, report)
         for each in off:
             report(Note(subject=each.name, text=f"booting at {each.address}"))
-            machine.boot(lab, each, base)
+            kinds.driver(each).boot(lab, each, bases[each.kind])
         for each in lab.machines:
             _wait_for_ssh(lab, each)
         for each in lab.control_plane:
@@ -99,7 +105,7 @@ def prepare(*, cni: Cni = "bridge", report: Reporter = silent) -> None:
     """Fill the caches with all that a lab with this network plugin and the tool's work on it need, but boot nothing."""
     host.require_root()
     host.install_packages(host.missing_packages())
-    rootfs.ensure(state.cache_folder(), report)
+    _bases(_possible_kinds(report), report)
     subnet = "10.77.0.0/24"
     with tempfile.TemporaryDirectory(prefix="kubeworker-lab-") as folder:
         lab = LabState(
@@ -111,6 +117,7 @@ def prepare(*, cni: Cni = "bridge", report: Reporter = silent) -> None:
         )
         lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), ()))
         asyncio.run(artifacts.fetch(lab.cluster_yaml, report, workers_too=True))
+        asyncio.run(artifacts.fetch(lab.cluster_yaml, report, registry.artifacts))
         _cni_images(lab, report)
 
 
@@ -150,16 +157,21 @@ def find(name: str = "default", *, labs: Path | None = None) -> LabState:
 
 def running(lab: LabState) -> dict[str, bool]:
     """By machine name, whether the machine is on."""
-    return {each.name: machine.init_pid(lab, each) is not None for each in lab.machines}
+    return {each.name: kinds.driver(each).pid(lab, each) is not None for each in lab.machines}
 
 
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(folder: Path, workers: int | None, cni: Cni | None, signing_duration: str | None) -> LabState:
+def _prepare(
+    folder: Path, workers: int | None, full_kernel: int | None, cni: Cni | None, signing_duration: str | None
+) -> LabState:
     known = state.load(folder)
-    host.install_packages(host.missing_packages())
-    lab = _reserve(folder, known, workers, cni, signing_duration)
+    if full_kernel:
+        full_kernel_machine.require_host()
+    had = any(each.kind == "full-kernel" for each in known.machines) if known else False
+    host.install_packages(host.missing_packages(full_kernel=bool(full_kernel) or had))
+    lab = _reserve(folder, known, workers, full_kernel, cni, signing_duration)
     _remove_surplus(known, lab)
     _write_files(lab)
     return lab
@@ -190,8 +202,33 @@ def _lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
+def _possible_kinds(report: Reporter) -> frozenset[Kind]:
+    """Kinds of machines that this host can run; their packages are installed."""
+    try:
+        full_kernel_machine.require_host()
+        host.install_packages(host.missing_packages(full_kernel=True))
+    except LabError as error:
+        report(Warning_(subject="full-kernel machines", text=f"not on this host: {error.message}"))
+        return frozenset({"nspawn"})
+    return frozenset({"nspawn", "full-kernel"})
+
+
+def _bases(wanted: Collection[Kind], report: Reporter) -> dict[Kind, Path]:
+    """What machines of these kinds boot from, made now where the cache has none."""
+    cache = state.cache_folder()
+    bases: dict[Kind, Path] = {"nspawn": rootfs.ensure(cache, report)}
+    if "full-kernel" in wanted:
+        bases["full-kernel"] = full_kernel_image.ensure(cache, bases["nspawn"], report)
+    return bases
+
+
 def _reserve(
-    folder: Path, known: LabState | None, workers: int | None, cni: Cni | None, signing_duration: str | None
+    folder: Path,
+    known: LabState | None,
+    workers: int | None,
+    full_kernel: int | None,
+    cni: Cni | None,
+    signing_duration: str | None,
 ) -> LabState:
     """The lab with its subnet, recorded, and its bridge up. Labs of other users are seen by their bridges' routes."""
     with _SUBNET_LOCK.open("w") as lock:
@@ -205,13 +242,19 @@ def _reserve(
                 name=folder.name,
                 folder=folder,
                 subnet=subnet,
-                machines=state.plan_machines(subnet, workers or 0),
+                machines=state.plan_machines(subnet, workers or 0, full_kernel=full_kernel or 0),
                 cni=cni or "bridge",
                 signing_duration=signing_duration or "",
             )
         else:
-            count = len(known.machines) - len(known.control_plane) if workers is None else workers
-            machines = state.plan_machines(known.subnet, count, known.machines)
+            full = sum(each.kind == "full-kernel" for each in known.machines)
+            plain = len(known.machines) - len(known.control_plane) - full
+            machines = state.plan_machines(
+                known.subnet,
+                plain if workers is None else workers,
+                known.machines,
+                full_kernel=full if full_kernel is None else full_kernel,
+            )
             signing_duration = signing_duration or known.signing_duration
             lab = replace(known, machines=machines, cni=cni or known.cni, signing_duration=signing_duration)
         state.save(lab)
@@ -229,7 +272,7 @@ def _remove_surplus(known: LabState | None, lab: LabState) -> None:
 
 def _power_off(lab: LabState, machines: tuple[Machine, ...]) -> None:
     for each in machines:
-        machine.power_off(lab, each)
+        kinds.driver(each).power_off(lab, each)
     end = time.monotonic() + POWER_OFF_LIMIT
     for each in machines:
         machine.wait_off(lab, each, end - time.monotonic())
@@ -242,7 +285,7 @@ def _clear_by_name(identity: str) -> None:
     interfaces = {f"{prefix}{link.rpartition('-')[2]}" for link in network.links(f"vb-kw{identity}-")}
     for scope in scopes | interfaces:
         number = scope.removeprefix(prefix).partition(".")[0]
-        machine.clear_scope(scope, f"kw{identity}-{number}")
+        machine.clear_scope(scope, f"vb-kw{identity}-{number}")
     network.remove_link(state.bridge_name(identity))
 
 
@@ -254,7 +297,8 @@ def _write_files(lab: LabState) -> None:
     lines = [f"{each.address} {host_keys[each.name][1]}" for each in lab.machines]
     lab.known_hosts.write_text("\n".join(lines) + "\n")
     for each in lab.machines:
-        machine.disk(lab, each, ssh_public=ssh_public, host_key=host_keys[each.name], pki=certificates)
+        setup = kinds.driver(each).setup
+        machine.disk(lab, each, setup=setup, ssh_public=ssh_public, host_key=host_keys[each.name], pki=certificates)
     archives = tuple(lab.folder / "images" / name for name in ("pause.tar", "busybox.tar"))
     if not all(path.exists() for path in archives):
         images.write(lab.folder / "images")
@@ -358,7 +402,11 @@ def _traits() -> cluster_yaml.HostTraits:
 
 
 def _check_inotify(lab: LabState, off: tuple[Machine, ...], report: Reporter) -> None:
-    """LabError if so many machines can't boot: systemd in them would only say "Too many open files"."""
+    """LabError if so many machines can't boot: systemd in them would only say "Too many open files".
+
+    Those with a kernel of their own have its limit to themselves.
+    """
+    off = tuple(each for each in off if each.kind == "nspawn")
     control_plane_too = sum(each.is_control_plane for each in off)
     boot = INOTIFY_BOOT * len(off) + INOTIFY_CONTROL_PLANE * control_plane_too
     nodes = boot + INOTIFY_NODE * len(off)
@@ -388,7 +436,7 @@ def _free_inotify_instances(*, enough: int) -> int:
 def _wait_for_ssh(lab: LabState, each: Machine) -> None:
     end = time.monotonic() + BOOT_LIMIT
     while not _ssh_answers(each.address):
-        off = machine.init_pid(lab, each) is None and not cgroups.pids(machine.groups(lab, each))
+        off = kinds.driver(each).pid(lab, each) is None and not cgroups.pids(machine.groups(lab, each))
         if off or time.monotonic() > end:
             reason = "the machine went off" if off else f"no answer on ssh within {BOOT_LIMIT:.0f} s"
             raise LabError(f"{reason}; its console ends:\n{machine.console_tail(lab, each)}", subject=each.name)

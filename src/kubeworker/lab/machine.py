@@ -26,7 +26,7 @@ _NSPAWN_RUN = "/run/systemd/nspawn"
 _SETUP = "/opt/lab/machine-setup"
 
 # systemd-nspawn leaves these read-only or shared with the host; a node needs them writable or of its own.
-_SETUP_SCRIPT = """\
+SETUP_SCRIPT = """\
 #!/bin/sh
 # Runs before sysinit.target at each boot.
 # runc makes control groups here.
@@ -82,9 +82,18 @@ ExecStart=/bin/sh {script}
 
 
 def disk(
-    lab: LabState, machine: Machine, *, ssh_public: str, host_key: tuple[bytes, str], pki: Mapping[str, bytes]
+    lab: LabState,
+    machine: Machine,
+    *,
+    setup: str,
+    ssh_public: str,
+    host_key: tuple[bytes, str],
+    pki: Mapping[str, bytes],
 ) -> None:
-    """Write what makes this machine differ from the shared root file system; an existing disk is kept."""
+    """Write what makes this machine differ from the shared root file system; an existing disk is kept.
+
+    `setup` is the shell script that it runs first at each boot.
+    """
     folder = lab.machine_folder(machine)
     upper = folder / "upper"
     if (folder / "complete").exists():
@@ -92,7 +101,7 @@ def disk(
     for name in ("upper", "work", "mnt", "data"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     upper.chmod(0o755)
-    files = _files(lab, machine, host_key)
+    files = _files(lab, machine, host_key) | {_SETUP: setup.encode()}
     if machine.is_control_plane:
         files |= control_plane.files(lab, machine, pki)
         for unit in control_plane.units(lab, machine):
@@ -121,7 +130,6 @@ def _files(lab: LabState, machine: Machine, host_key: tuple[bytes, str]) -> dict
         "/etc/resolv.conf": b"# The lab has no name server; machines know each other from /etc/hosts.\n",
         "/etc/ssh/ssh_host_ed25519_key": private,
         "/etc/ssh/ssh_host_ed25519_key.pub": f"{public}\n".encode(),
-        _SETUP: _SETUP_SCRIPT.encode(),
         "/etc/systemd/system/lab-machine.service": _SETUP_UNIT.format(
             address=machine.address, gateway=lab.gateway, script=_SETUP
         ).encode(),
@@ -157,10 +165,14 @@ def _folders(upper: Path, folder: Path) -> None:
 
 def boot(lab: LabState, machine: Machine, rootfs: Path) -> None:
     """Power on; returns at once. What a dead one left of itself must be gone (`clear`)."""
-    console = lab.machine_folder(machine) / "console.log"
     for path, content in kernel.machine_files().items():
         _write(lab.machine_folder(machine) / "upper", path, content, mode=0o644)
-    script = _boot_script(lab, machine, rootfs)
+    launch(lab, machine, _boot_script(lab, machine, rootfs))
+
+
+def launch(lab: LabState, machine: Machine, script: str) -> None:
+    """Start a shell script as the machine's first process, in its own control groups, the leader of a session."""
+    console = lab.machine_folder(machine) / "console.log"
     scope = lab.scope(machine)
     if host.has_systemd():
         properties = ("Delegate=yes", "KillMode=mixed", "TasksMax=infinity", f"StandardOutput=append:{console}")
@@ -309,10 +321,10 @@ def wait_off(lab: LabState, machine: Machine, limit: float) -> None:
 
 def clear(lab: LabState, machine: Machine) -> None:
     """Remove whatever is left of the machine but its disk: processes, control groups, its network link."""
-    clear_scope(lab.scope(machine), lab.nspawn_name(machine))
+    clear_scope(lab.scope(machine), lab.link(machine))
 
 
-def clear_scope(scope: str, nspawn_name: str) -> None:
+def clear_scope(scope: str, link: str) -> None:
     """The same by name alone, for a machine that no `lab.json` tells of any more."""
     found = cgroups.find(scope)
     alive = cgroups.kill(found)
@@ -321,7 +333,7 @@ def clear_scope(scope: str, nspawn_name: str) -> None:
     stuck = cgroups.remove(found)
     if stuck:
         raise LabError(f"control group {stuck[0]} can't be removed", subject=scope)
-    network.remove_link(f"vb-{nspawn_name}")
+    network.remove_link(link)
 
 
 def console_tail(lab: LabState, machine: Machine, lines: int = 12) -> str:

@@ -30,6 +30,13 @@ def ensure_bridge(name: str, gateway: str) -> None:
     host.run(["ip", "link", "set", name, "up"])
 
 
+def ensure_tap(name: str, bridge: str) -> None:
+    """A tap device on the bridge, up; the process that opens it is its machine's network interface (tuntap)."""
+    if not (_LINKS / name).exists():
+        host.run(["ip", "tuntap", "add", "dev", name, "mode", "tap"])
+    host.run(["ip", "link", "set", name, "master", bridge, "up"])
+
+
 def remove_link(name: str) -> None:
     """The network interface is gone; no error if it never was."""
     if not (_LINKS / name).exists():

@@ -28,13 +28,18 @@ DNS_SERVICE_IP = "10.254.0.2"
 FIRST_SERVICE_IP = "10.254.0.1"
 """ClusterIP of the `kubernetes` Service: the first address of the service network."""
 
-MAX_WORKERS = 99 - len(CONTROL_PLANE)
+FULL_KERNEL_FROM = 91
+"""The numbers of full-kernel machines begin here, so that a lab can grow by workers too."""
+MAX_WORKERS = FULL_KERNEL_FROM - 1 - len(CONTROL_PLANE)
+MAX_FULL_KERNEL = 9
 """A machine's number has two digits in the names of its control group and network link."""
 
 STATE_DIR_VARIABLE = "KUBEWORKER_LABS"
 """Environment variable that names the labs folder."""
 
 Role = Literal["control-plane", "worker"]
+Kind = Literal["nspawn", "full-kernel"]
+"""nspawn: a container with this host's kernel; full-kernel: a kernel of its own (user-mode-linux)."""
 Cni = Literal["bridge", "cilium"]
 """The network plugin that a lab's cluster.yaml names."""
 
@@ -51,6 +56,7 @@ class Machine:
     roles: tuple[Role, ...]
     machine_id: str
     """/etc/machine-id: 32 hex digits, unique."""
+    kind: Kind = "nspawn"
 
     @property
     def is_control_plane(self) -> bool:
@@ -140,8 +146,12 @@ class LabState:
         )
 
     def nspawn_name(self, machine: Machine) -> str:
-        """The container's name, unique on this host; systemd-nspawn names its veth `vb-<name>`."""
+        """The container's name, unique on this host."""
         return f"kw{self.id}-{machine.index:02d}"
+
+    def link(self, machine: Machine) -> str:
+        """The machine's network link on this host: systemd-nspawn names a veth so, and a tap device is named alike."""
+        return f"vb-{self.nspawn_name(machine)}"
 
     def scope(self, machine: Machine) -> str:
         """Name of the machine's own control group in every hierarchy, and of its unit on a systemd host."""
@@ -198,6 +208,14 @@ def check_workers(count: int) -> None:
         raise InputError(f"a lab can't have {count} workers", hint=f"--workers takes 0 to {MAX_WORKERS}")
 
 
+def check_full_kernel(count: int) -> None:
+    """InputError for a number of full-kernel machines that no lab can have."""
+    if not 0 <= count <= MAX_FULL_KERNEL:
+        raise InputError(
+            f"a lab can't have {count} full-kernel machines", hint=f"--full-kernel takes 0 to {MAX_FULL_KERNEL}"
+        )
+
+
 def check_signing_duration(text: str) -> None:
     """InputError for what kube-controller-manager's --cluster-signing-duration should not be."""
     parts = re.findall(r"(\d+)(h|m|s)", text)
@@ -213,10 +231,13 @@ def check_signing_duration(text: str) -> None:
         )
 
 
-def plan_machines(subnet: str, workers: int, known: tuple[Machine, ...] = ()) -> tuple[Machine, ...]:
-    """The machines of a lab with that many plain workers; those already known keep their identity."""
+def plan_machines(
+    subnet: str, workers: int, known: tuple[Machine, ...] = (), *, full_kernel: int = 0
+) -> tuple[Machine, ...]:
+    """The machines of a lab with that many plain workers and full-kernel ones; those known keep their identity."""
     network = ipaddress.ip_network(subnet)
-    names = (*CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, workers + 1)))
+    plain = (*CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, workers + 1)))
+    full = tuple(f"fk-{number:02d}" for number in range(1, full_kernel + 1))
     by_name = {machine.name: machine for machine in known}
     return tuple(
         by_name.get(name)
@@ -226,8 +247,9 @@ def plan_machines(subnet: str, workers: int, known: tuple[Machine, ...] = ()) ->
             address=str(network[10 + index]),
             roles=("control-plane", "worker") if name in CONTROL_PLANE else ("worker",),
             machine_id=uuid.uuid4().hex,
+            kind="full-kernel" if name in full else "nspawn",
         )
-        for index, name in enumerate(names, start=1)
+        for index, name in (*enumerate(plain, start=1), *enumerate(full, start=FULL_KERNEL_FROM))
     )
 
 

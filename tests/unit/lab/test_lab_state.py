@@ -52,6 +52,34 @@ def test_a_lab_that_grows_or_shrinks_keeps_its_machines_identities() -> None:
     assert state.plan_machines("10.77.3.0/24", workers=2, known=three) == two
 
 
+def test_full_kernel_machines_and_workers_come_and_go_without_each_other() -> None:
+    both = state.plan_machines("10.77.3.0/24", workers=1, full_kernel=1)
+    assert [(each.name, each.address, each.kind) for each in both[2:]] == [
+        ("worker-01", "10.77.3.13", "nspawn"),
+        ("fk-01", "10.77.3.101", "full-kernel"),
+    ]
+    more = state.plan_machines("10.77.3.0/24", workers=state.MAX_WORKERS, full_kernel=state.MAX_FULL_KERNEL, known=both)
+    assert {each.name: each for each in more}.items() >= {each.name: each for each in both}.items()
+    assert len({each.address for each in more}) == len({each.index for each in more}) == len(more)
+    assert state.plan_machines("10.77.3.0/24", workers=1, known=both) == both[:3]
+
+
+def test_a_record_without_kinds_is_of_containers(tmp_path: Path) -> None:
+    lab = a_lab(tmp_path / "demo")
+    lab.folder.mkdir()
+    (lab.folder / "lab.json").write_text(
+        state.encode(lab).replace('"kind": "nspawn",', "").replace(',\n      "kind": "nspawn"', "")
+    )
+    assert '"kind"' not in (lab.folder / "lab.json").read_text()
+    assert state.load(lab.folder) == lab
+
+
+@pytest.mark.parametrize("count", [-1, state.MAX_FULL_KERNEL + 1])
+def test_a_number_of_full_kernel_machines_that_no_lab_can_have_is_wrong_input(count: int) -> None:
+    with pytest.raises(InputError, match=str(count)):
+        state.check_full_kernel(count)
+
+
 def test_names_of_the_largest_labs_links_fit_linux(tmp_path: Path) -> None:
     lab = a_lab(tmp_path / "x", workers=state.MAX_WORKERS)
     last = lab.machines[-1]
@@ -114,3 +142,23 @@ def test_a_machine_that_is_not_there_is_named_with_those_that_are(tmp_path: Path
     with pytest.raises(LabError) as caught:
         a_lab(tmp_path).machine("k8s-09")
     assert "k8s-01, k8s-02, worker-01" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["10m", "3m", "180s", "8760h", "1h30m"])
+def test_a_signing_duration_is_written_as_the_controller_manager_reads_it(text: str) -> None:
+    state.check_signing_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no duration"),
+        ("10", "no duration"),
+        ("ten", "no duration"),
+        ("1d", "no duration"),
+        ("2m59s", "as soon as"),
+    ],
+)
+def test_a_signing_duration_that_no_lab_can_live_with_is_refused(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        state.check_signing_duration(text)
