@@ -9,6 +9,9 @@ from rich.text import Text
 from kubeworker.cli.report import STYLES
 from kubeworker.core.checks import NodeReport, VerifyReport
 
+TELLING = ("containerd.registry.", "containerd.mirror.")
+"""Checks whose detail is worth reading when they pass too: which host served an image."""
+
 
 def print_verdicts(screen: Console, report: VerifyReport, *, passed: bool = False) -> None:
     """Failed checks first to last (passed ones on request), then the counts per node and the verdict."""
@@ -28,7 +31,7 @@ def print_verdicts(screen: Console, report: VerifyReport, *, passed: bool = Fals
 
 
 def _print_node(screen: Console, node: NodeReport, *, passed: bool) -> None:
-    shown = [verdict for verdict in node.checks if passed or verdict.status == "failed"]
+    shown = [each for each in node.checks if passed or each.status == "failed" or each.id.startswith(TELLING)]
     if not shown:
         return
     screen.print(Text(node.name, style="bold"))

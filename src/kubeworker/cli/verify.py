@@ -17,6 +17,7 @@ async def verify(
     check: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
     html: Annotated[Path | None, Parameter(negative="")] = None,
     image: Annotated[str, Parameter(negative="")] = "",
+    deep: Flag = False,
     passed: Flag = False,
     accept_new_host_keys: Flag = False,
     json: Json = False,
@@ -30,6 +31,7 @@ async def verify(
         check: Only checks whose id begins so (kube_proxy.ipvs), with what they saw; may be given several times.
         html: Also write the report as one HTML file.
         image: Image for the test pods; it needs sh. Default: the first preloaded one that is no pause image.
+        deep: Also download an image through each registry's mirrors, on each node, and say which host served it.
         passed: List the checks that passed too, not only their number.
         accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
         json: Print the report as one JSON document.
@@ -46,7 +48,7 @@ async def verify(
     if html:
         check_writable(html)
     cluster = load_cluster(file)
-    options = Options(nodes=node, checks=check, image=image, accept_new_host_keys=accept_new_host_keys)
+    options = Options(nodes=node, checks=check, image=image, deep=deep, accept_new_host_keys=accept_new_host_keys)
     with reporting(json_events=json_events) as report:
         found = await make(cluster, discover(), options, report)
     if html:

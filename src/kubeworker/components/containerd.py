@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -27,6 +27,7 @@ from kubeworker.core.model import (
     ConfigCheck,
     Directory,
     File,
+    FileMode,
     Gate,
     Image,
     Marked,
@@ -403,7 +404,23 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
             )
             for reference in images
         ),
+        *_mirror_checks(context),
     )
+
+
+def _mirror_checks(context: Context[Config]) -> Iterator[Check]:
+    bin_dir, written = context.cluster.paths.bin_dir, _written(context.cluster, context.config)
+    if written:
+        yield NodeCommand(
+            id="containerd.mirrors.config_path",
+            command=("sh", "-c", f"{bin_dir}/crictl info | tr -d ' '"),
+            contains=f'"configPath":"{CERTS_D}"',
+        )
+    for name, registry in written.items():
+        for file in registry_hosts.files(name, registry, context.local_files):
+            if file.secret:
+                yield FileMode(id=f"containerd.mirrors.mode.{file.path}", path=file.path, mode=file.mode)
+        yield from registry_hosts.pulls(name, registry, f"{bin_dir}/ctr", context.config.sandbox_image)
 
 
 def _validate(cluster: ClusterFile, _config: Config) -> None:

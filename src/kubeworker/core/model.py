@@ -458,6 +458,25 @@ class VirtualServers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorPull:
+    """The node can download an image from the hosts that are meant to serve it. Made by `verify --deep` only."""
+
+    id: str
+    image: str
+    """Full name: docker.io/library/busybox:latest. Empty: none is known, and the check fails for that."""
+    ctr: str
+    """Path of `ctr` on the node."""
+    folder: str
+    """The registry's folder in the hosts directory."""
+    mirror: str = ""
+    """URL of the one mirror that is asked, and nothing else; empty: the node's own hosts.toml, fallback included."""
+    served_by: tuple[str, ...]
+    """HOST[:PORT] of those that are meant to serve it."""
+    resolves: bool = True
+    """The mirror finds the digest of a tag; else it is asked by a digest that the others give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
@@ -475,6 +494,7 @@ Check: TypeAlias = (
     | ProxyReaches
     | ServingCertificate
     | VirtualServers
+    | MirrorPull
     | ClusterCheck
 )
 

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kubeworker.core.component import ComponentConfig
 from kubeworker.core.formats import toml
-from kubeworker.core.model import File
+from kubeworker.core.model import File, MirrorPull
 from kubeworker.core.spec import AbsolutePath, LocalPath
 from kubeworker.errors import SpecError
 
@@ -207,12 +207,6 @@ def files(registry: str, settings: Registry, local: Mapping[str, bytes]) -> tupl
     return (*found.values(), hosts)
 
 
-def only(registry: str, mirror: Mirror, local: Mapping[str, bytes]) -> str:
-    """A hosts.toml that knows one host, the mirror: what it does not serve, nothing does."""
-    entry = _entry(f"{folder(registry)}/{_name(mirror)}", mirror, local)
-    return toml.dump({"server": mirror.url, "capabilities": list(mirror.capabilities), **entry})
-
-
 def server_url(registry: str, settings: Registry) -> str:
     """Where containerd goes when no mirror has the image; empty where it finds that out itself.
 
@@ -228,6 +222,42 @@ def server_url(registry: str, settings: Registry) -> str:
 def host(url: str) -> str:
     """HOST[:PORT] of a URL, as containerd's log names it."""
     return urlsplit(url).netloc
+
+
+def pulls(registry: str, settings: Registry, ctr: str, sandbox_image: str) -> Iterator[MirrorPull]:
+    """What `verify --deep` asks: the registry as pulls see it, then each of its mirrors by itself."""
+    if settings.says_nothing:
+        return
+    image = _probe(registry, settings, sandbox_image)
+    where = folder(registry).removeprefix(f"{CERTS_D}/")
+    mirrors = tuple(mirror for mirror in settings.hosts if "pull" in mirror.capabilities)
+    own = server_url(registry, settings) or f"https://{image.partition('/')[0] if registry == DEFAULT else registry}"
+    yield MirrorPull(
+        id=f"containerd.registry.{registry}",
+        image=image,
+        ctr=ctr,
+        folder=where,
+        served_by=tuple(host(mirror.url) for mirror in mirrors) or (host(own),),
+    )
+    for mirror in mirrors:
+        yield MirrorPull(
+            id=f"containerd.mirror.{registry}.{mirror.url}",
+            image=image,
+            ctr=ctr,
+            folder=where,
+            mirror=mirror.url,
+            served_by=(host(mirror.url),),
+            resolves="resolve" in mirror.capabilities,
+        )
+
+
+def _probe(registry: str, settings: Registry, sandbox_image: str) -> str:
+    if registry == DEFAULT:
+        return settings.probe
+    probe = settings.probe or {"docker.io": "library/busybox:latest"}.get(registry, "")
+    if probe:
+        return f"{registry}/{probe.removeprefix(f'{registry}/')}"
+    return sandbox_image if sandbox_image.startswith(f"{registry}/") else ""
 
 
 def _document(registry: str, settings: Registry, local: Mapping[str, bytes]) -> dict[str, Any]:

@@ -20,11 +20,19 @@ from cryptography import x509
 from kubeworker.core import check_script, desired
 from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
-from kubeworker.core.model import Check, ClusterCheck, Http, ProxyReaches, ServingCertificate, VirtualServers
+from kubeworker.core.model import (
+    Check,
+    ClusterCheck,
+    Http,
+    MirrorPull,
+    ProxyReaches,
+    ServingCertificate,
+    VirtualServers,
+)
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import Run, default_image
 from kubeworker.errors import ApiError, InputError, NodeUnreachable, SpecError
-from kubeworker.flow import checks_cluster, checks_http, checks_ipvs
+from kubeworker.flow import checks_cluster, checks_http, checks_ipvs, checks_mirrors
 from kubeworker.flow.checks_cluster import ClusterView, Shared
 from kubeworker.flow.checks_ipvs import ServicesView
 from kubeworker.flow.credentials import load_ca_certificate
@@ -54,6 +62,8 @@ class Options:
     """Only checks whose id begins with one of these; () means all."""
     image: str = ""
     """For the pods; it needs `sh`. Default: the first preloaded image that is no pause image."""
+    deep: bool = False
+    """Pull an image through each registry's mirrors too: seconds, and requests to the outside, for each node."""
     accept_new_host_keys: bool = False
 
 
@@ -72,6 +82,7 @@ class _Session:
     view: Shared[ClusterView]
     services: Shared[ServicesView]
     peers: tuple[Peer, ...]
+    deep: bool
     accept_new_host_keys: bool
     jump_hosts: ssh.JumpHosts
     only: tuple[str, ...] = ()
@@ -109,6 +120,7 @@ async def verify(
             view=view,
             services=Shared(partial(_services, kube)),
             peers=await _peers(cluster, view),
+            deep=options.deep,
             accept_new_host_keys=options.accept_new_host_keys,
             jump_hosts=jump_hosts,
             only=options.checks,
@@ -171,7 +183,8 @@ def _checks(session: _Session, node: NodeSpec) -> tuple[Check, ...]:
             peers=tuple(peer for peer in session.peers if peer.name != node.name),
         ),
     )
-    return tuple(check for check in every if not session.only or check.id.startswith(session.only))
+    asked = (check for check in every if session.deep or not isinstance(check, MirrorPull))
+    return tuple(check for check in asked if not session.only or check.id.startswith(session.only))
 
 
 def _some_checks(session: _Session, nodes: tuple[NodeSpec, ...]) -> None:
@@ -240,6 +253,8 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_serving, session, spec, check)
             case VirtualServers():
                 yield (check,), partial(_virtual_servers, session, spec, check)
+            case MirrorPull():
+                yield (check,), partial(_mirror, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
             case ClusterCheck() if check not in pods:
@@ -272,6 +287,10 @@ async def _reaches(session: _Session, check: ProxyReaches, node: Node) -> tuple[
 async def _serving(session: _Session, spec: NodeSpec, check: ServingCertificate, node: Node) -> tuple[Verdict, ...]:
     identity = session.access.anonymous
     return (await checks_cluster.serving_certificate(check, spec, node, identity, session.view),)
+
+
+async def _mirror(check: MirrorPull, node: Node) -> tuple[Verdict, ...]:
+    return (await checks_mirrors.pull(check, node),)
 
 
 async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[Verdict, ...]:

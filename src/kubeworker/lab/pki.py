@@ -68,7 +68,7 @@ def subjects(control_plane: Sequence[str]) -> dict[str, Subject]:
 
 def make(control_plane: Sequence[str], now: dt.datetime) -> Mapping[str, bytes]:
     """All key and certificate files by file name: ca.pem, ca-key.pem, NAME.pem, NAME-key.pem, sa.key, sa.pub."""
-    authority = _authority(now)
+    authority = make_authority("kubernetes-ca", now)
     files = {"ca.pem": authority.cert, "ca-key.pem": authority.key}
     for name, subject in subjects(control_plane).items():
         pair = issue(authority, subject, now)
@@ -115,9 +115,10 @@ def ssh_key(comment: str) -> tuple[bytes, str]:
     return private, f"{public.decode()} {comment}"
 
 
-def _authority(now: dt.datetime) -> Pair:
+def make_authority(common_name: str, now: dt.datetime) -> Pair:
+    """A new certificate authority."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes-ca")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     certificate = (
         _builder(name, name, key.public_key(), now)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
