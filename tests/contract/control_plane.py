@@ -194,8 +194,18 @@ class Processes:
                 process.wait()
 
 
-def start_control_plane(binaries: Path, directory: Path, processes: Processes) -> ControlPlane:
-    """Start etcd, then kube-apiserver, then kube-controller-manager; return once all are ready."""
+SIGNS_ALL = "cluster-signing"
+SIGNS_CLIENTS = "cluster-signing-kubelet-client"
+"""What flags of kube-controller-manager that name a signing certificate and key begin with."""
+
+
+def start_control_plane(
+    binaries: Path, directory: Path, processes: Processes, *, signs: str = SIGNS_ALL
+) -> ControlPlane:
+    """Start etcd, then kube-apiserver, then kube-controller-manager; return once all are ready.
+
+    `signs`: with SIGNS_CLIENTS nobody signs kubelets' serving certificates.
+    """
     authority = Authority()
     ca_cert, ca_key = directory / "ca.pem", directory / "ca-key.pem"
     ca_cert.write_bytes(authority.cert_pem)
@@ -238,8 +248,8 @@ def start_control_plane(binaries: Path, directory: Path, processes: Processes) -
         "--bind-address=127.0.0.1",
         f"--secure-port={manager_port}",
         f"--cert-dir={directory}",
-        f"--cluster-signing-cert-file={ca_cert}",
-        f"--cluster-signing-key-file={ca_key}",
+        f"--{signs}-cert-file={ca_cert}",
+        f"--{signs}-key-file={ca_key}",
         f"--service-account-private-key-file={ca_key}",
         f"--root-ca-file={ca_cert}",
         "--controllers=*,tokencleaner",
@@ -253,10 +263,10 @@ def start_control_plane(binaries: Path, directory: Path, processes: Processes) -
 
 
 def start_apiserver(
-    binaries: Path, directory: Path, processes: Processes, etcd_url: str
+    binaries: Path, directory: Path, processes: Processes, etcd_url: str, *, port: int = 0
 ) -> tuple[str, subprocess.Popen[bytes]]:
     """Start a kube-apiserver with the certificates in `directory`; its HOST:PORT and process, once it is ready."""
-    port = free_port()
+    port = port or free_port()
     ca_key = directory / "ca-key.pem"
     process, log = processes.start(
         f"kube-apiserver-{port}",

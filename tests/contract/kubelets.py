@@ -120,10 +120,8 @@ async def planned(kube: Kube, cluster: ClusterFile, *joining: str) -> ClusterPla
 
 
 @asynccontextmanager
-async def approving(
-    kube: Kube, cluster: ClusterFile, plan: ClusterPlan, events: list[Event]
-) -> AsyncIterator[asyncio.Event]:
-    """`approve_while` beside the body, as `apply` runs it."""
+async def approving(kube: Kube, cluster: ClusterFile, plan: ClusterPlan, events: list[Event]) -> AsyncIterator[Desk]:
+    """`approve_while` beside the body, as `apply` runs it; its desk."""
     done = asyncio.Event()
     desk = Desk(
         kube=kube,
@@ -135,7 +133,7 @@ async def approving(
     async with asyncio.TaskGroup() as group:
         group.create_task(approve_while(desk, plan.tokens, done))
         try:
-            yield done
+            yield desk
         finally:
             done.set()
 
