@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.artifact_site import Site, node_artifacts
 
 from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, Release, SourceEdit
 from kubeworker.errors import ArtifactError
-from kubeworker.io import chart
+from kubeworker.io import build, chart, go_modules
+from kubeworker.lab import cilium
 
 CHART = Artifact(
     name="cilium-chart",
@@ -99,6 +101,31 @@ async def test_an_edit_that_fits_another_version_is_refused(site: Site) -> None:
     with pytest.raises(ArtifactError) as caught:
         await site.resolve([edited(LOOPBACK, replace(EDIT, old="no such text"))], sources=SOURCES)
     assert "buildversion.go of 1.7.1 does not hold the text to replace once" in caught.value.message
+
+
+async def test_the_labs_edit_of_cilium_is_three_lines_of_one_file(tmp_path: Path) -> None:
+    recipe = build.load_recipe(cilium.RECIPE)
+    source = await build.module_source(cilium.MODULE, recipe, tmp_path)
+    folder = tmp_path / cilium.RECIPE
+    await go_modules.edit((cilium.WITHOUT_MODULES,), recipe, folder, subject="cilium-agent")
+    copy = folder / "edited" / cilium.MODULE
+    compared = subprocess.run(["diff", "-r", source, copy], capture_output=True, text=True, check=False).stdout
+    assert [line for line in compared.splitlines() if line.startswith(("<", ">", "Only"))] == [
+        "> \tif errors.Is(err, os.ErrNotExist) {",
+        "> \t\treturn nil, nil",
+        "> \t}",
+    ]
+    file = copy / "pkg/datapath/linux/modules/modules_linux.go"
+    assert subprocess.run(["gofmt", "-l", file], capture_output=True, text=True, check=True).stdout == ""
+
+
+async def test_the_labs_capabilities_are_the_charts_and_two_more(tmp_path: Path) -> None:
+    source = await build.module_source(cilium.MODULE, build.load_recipe(cilium.RECIPE), tmp_path)
+    chart_values = yaml.safe_load((source / "install/kubernetes/cilium/values.yaml").read_text())
+    theirs = chart_values["securityContext"]["capabilities"]
+    ours = cilium.values("1.17.6", sys_resource=True)["securityContext"]["capabilities"]
+    assert ours["cleanCiliumState"] == theirs["cleanCiliumState"]
+    assert ours["ciliumAgent"] == [*theirs["ciliumAgent"], "BPF", "PERFMON"]
 
 
 def says(program: Path) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,12 +55,13 @@ def lab(_no_leftover_labs: None) -> Iterator[LabState]:
 
 @pytest.fixture
 def make_lab(_no_leftover_labs: None) -> Iterator[MakeLab]:
-    """`make_lab("kill", workers=0)`: a further lab for one test, which may treat it as it likes."""
+    """`make_lab("kill", workers=1, cni="cilium")`: a further lab for one test, with options of `labs.up`; the test may
+    treat it as it likes."""
     made: list[str] = []
 
-    def make(suffix: str, *, workers: int = 0) -> LabState:
+    def make(suffix: str, **options: Any) -> LabState:
         made.append(f"test-{os.getpid()}-{suffix}")
-        return labs.up(made[-1], workers=workers)
+        return labs.up(made[-1], **({"workers": 0} | options))
 
     yield make
     for name in made:
