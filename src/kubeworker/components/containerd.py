@@ -19,7 +19,7 @@ from kubeworker.core.artifact import (
 )
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import toml, unit, yaml
-from kubeworker.core.horizon import CNI_BIN_DIR, at_least
+from kubeworker.core.horizon import CNI_BIN_DIR, at_least, warning
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
     Absent,
@@ -265,7 +265,9 @@ def _config_file(context: Context[Config]) -> dict[str, Any]:
         "options": {"BinaryName": f"{cluster.paths.bin_dir}/runc", "SystemdCgroup": True},
     }
     cni: dict[str, Any] = {"conf_dir": "/etc/cni/net.d"}
-    if at_least(cluster.versions.containerd, CNI_BIN_DIR.deprecated):
+    # containerd moves bin_dir to bin_dirs in memory for as long as it reads it at all (internal/cri/config).
+    last_word = CNI_BIN_DIR.removed if cluster.profile == "guide" else CNI_BIN_DIR.deprecated
+    if at_least(cluster.versions.containerd, last_word):
         cni = {"bin_dirs": ["/opt/cni/bin"], **cni}
     else:
         cni = {"bin_dir": "/opt/cni/bin", **cni}
@@ -336,6 +338,12 @@ def _local_files(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
 
 
 def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
+    deprecated = cluster.profile == "guide" and at_least(cluster.versions.containerd, CNI_BIN_DIR.deprecated)
+    cni = (warning(CNI_BIN_DIR, cluster.versions.containerd),) if deprecated else ()
+    return (*cni, *_unproven_hosts(cluster, config))
+
+
+def _unproven_hosts(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
     """Hosts whose word is taken for a tag's digest without proof of who they are."""
     endpoints = [
         (name, url, endpoint.skip_verify)

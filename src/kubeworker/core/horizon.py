@@ -50,7 +50,7 @@ CNI_BIN_DIR = Horizon(
     software="containerd",
     deprecated="2.1.0",
     removed="2.4.0",
-    way_out="cni.bin_dirs (a list), which this tool writes from containerd 2.1 on",
+    way_out="cni.bin_dirs (a list), written from containerd 2.1 on, and with `profile: guide` from 2.4 on",
     source="containerd RELEASES.md, deprecated config properties",
 )
 CONFIG_V3 = Horizon(

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.samples import changed, cluster, reloaded, restarted, stage, state, text, with_component
+from tests.unit.samples import REGISTRY, changed, cluster, reloaded, restarted, stage, state, text, with_component
 
+from kubeworker.core import desired
 from kubeworker.core.model import Image
 from kubeworker.errors import SpecError
 
@@ -46,7 +47,7 @@ def test_the_guides_file_is_the_guides() -> None:
                     },
                 },
                 # Deprecated under the guide's name since 2.1.
-                "cni": {"bin_dirs": ["/opt/cni/bin"], "conf_dir": "/etc/cni/net.d"},
+                "cni": {"bin_dir": "/opt/cni/bin", "conf_dir": "/etc/cni/net.d"},
             },
             "io.containerd.cri.v1.images": {"registry": {"config_path": "/etc/containerd/certs.d"}},
         },
@@ -66,6 +67,14 @@ def test_a_sandbox_image_that_was_asked_for_is_named_in_the_guides_profile_too()
 def test_an_older_containerd_gets_the_older_key() -> None:
     of = state(cluster(versions={"containerd": "2.0.5"}))
     assert cri(tomllib.loads(text(of, CONFIG)))["cni"] == {"bin_dir": "/opt/cni/bin", "conf_dir": "/etc/cni/net.d"}
+
+
+def test_the_guides_key_is_written_for_as_long_as_containerd_reads_it_and_a_plan_says_how_long() -> None:
+    guides = cluster(profile="guide", versions={"containerd": "2.3.0"})
+    assert cri(tomllib.loads(text(state(guides), CONFIG)))["cni"]["bin_dir"] == "/opt/cni/bin"
+    assert any("2.4 removes" in each and "cni.bin_dir" in each for each in desired.warnings(guides, REGISTRY))
+    later = cluster(profile="guide", versions={"containerd": "2.4.0"})
+    assert cri(tomllib.loads(text(state(later), CONFIG)))["cni"]["bin_dirs"] == ["/opt/cni/bin"]
 
 
 def test_config_is_merged_over_the_file_and_null_removes() -> None:
