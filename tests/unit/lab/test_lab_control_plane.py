@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,12 @@ def test_the_tool_takes_the_labs_cluster_file(tmp_path: Path, ipvs: bool, sys_re
     assert [node.name for node in cluster.nodes] == ["k8s-01", "k8s-02", "worker-01"]
     assert cluster.components["kube_proxy"]["mode"] == ("ipvs" if ipvs else "nftables")
     assert ("config" in cluster.components["containerd"]) is not sys_resource
+
+
+def test_certificates_last_as_long_as_the_lab_was_told() -> None:
+    lab = a_lab()
+    for machine in lab.control_plane:
+        assert "--cluster-signing-duration" not in control_plane.units(lab, machine)[control_plane.MANAGER_UNIT]
+        short = control_plane.units(replace(lab, signing_duration="10m"), machine)[control_plane.MANAGER_UNIT]
+        assert " --cluster-signing-duration=10m " in short
+    assert state.decode(state.encode(replace(lab, signing_duration="10m"))).signing_duration == "10m"
