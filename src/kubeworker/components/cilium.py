@@ -22,7 +22,7 @@ from kubeworker.core.component import (
 )
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.merge import merge
-from kubeworker.core.model import Check, ClusterCheck, Directory, Stage
+from kubeworker.core.model import AgentCommand, AgentReady, Check, ClusterCheck, Directory, Stage, Traffic
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError
 
@@ -57,6 +57,7 @@ class Config(ComponentConfig):
 
 
 _NAMESPACE = "kube-system"
+_AGENT = "cilium"
 _CHART = "cilium-chart"
 _HELM_KUBERNETES = 33
 """The minor version of helm's client-go; of no effect here, since charts are always rendered for a named version."""
@@ -200,7 +201,7 @@ def _chart(cluster: ClusterFile, config: Config, pairs: Mapping[str, KeyPair]) -
         namespace=_NAMESPACE,
         artifact=_CHART,
         values=values(cluster, config, pairs),
-        agent="cilium",
+        agent=_AGENT,
         proxy_setting=("cilium-config", "kube-proxy-replacement", "true"),
         adopt=config.adopt,
     )
@@ -323,7 +324,33 @@ def _stage(_context: Context[Config]) -> Stage:
 
 
 def _checks(context: Context[Config]) -> tuple[Check, ...]:
-    return (ClusterCheck(id="service.kubernetes"),) if replaces_kube_proxy(context.cluster) else ()
+    def agent(check_id: str, *command: str, contains: str) -> AgentCommand:
+        return AgentCommand(
+            id=check_id,
+            namespace=_NAMESPACE,
+            daemon_set=_AGENT,
+            container="cilium-agent",
+            command=command,
+            contains=contains,
+        )
+
+    replaces = replaces_kube_proxy(context.cluster)
+    mode = "True" if replaces else "False"
+    return (
+        AgentReady(id="cilium.agent", namespace=_NAMESPACE, daemon_set=_AGENT),
+        agent("cilium.status", "cilium-dbg", "status", "--brief", contains="OK"),
+        agent("cilium.proxy", "cilium-dbg", "status", "-o", _PROXY_MODE, contains=mode),
+        Traffic(id="cilium.pod_to_pod", route="pod-to-pod"),
+        Traffic(id="cilium.pod_to_service", route="pod-to-service"),
+        Traffic(id="cilium.node_to_service", route="node-to-service"),
+        Traffic(id="cilium.policy", route="policy"),
+        # Without kube-proxy it is Cilium that has to bring the node to a ClusterIP.
+        *((ClusterCheck(id="service.kubernetes"),) if replaces else ()),
+    )
+
+
+_PROXY_MODE = "jsonpath={.kube-proxy-replacement.mode}"
+"""cilium-dbg's StatusResponse (api/v1/openapi.yaml): whether it does kube-proxy's work."""
 
 
 COMPONENT = Component(

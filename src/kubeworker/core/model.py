@@ -481,6 +481,40 @@ class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
     id: str
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReady:
+    """The network plugin's agent on the node: its DaemonSet's pod is there, Ready, and of the present configuration."""
+
+    id: str
+    namespace: str
+    daemon_set: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentCommand:
+    """A command in the agent's pod on the node exits 0 and its output holds `contains`."""
+
+    id: str
+    namespace: str
+    daemon_set: str
+    container: str
+    command: tuple[str, ...]
+    contains: str = ""
+
+
+Route: TypeAlias = Literal["pod-to-pod", "pod-to-service", "node-to-service", "policy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Real packets between pods that verify makes for it: from this node to a pod on another, to a Service, and through
+    a policy that lets one pod in and another not.
+    """
+
+    id: str
+    route: Route
+
+
 
 
 Check: TypeAlias = (
@@ -500,6 +534,9 @@ Check: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+    | AgentReady
+    | AgentCommand
+    | Traffic
 class Stage:
     """All that one component wants on one node, in the order in which a stage is carried out.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from kubeworker.core.kube_views import Document, PodStatus
 
@@ -21,7 +21,18 @@ LABELS = {"app.kubernetes.io/managed-by": "kubeworker-verify"}
 RUN_LABEL = "kubeworker.dev/verify-run"
 
 KINDS = ("Pod", "ClusterRoleBinding", "ServiceAccount")
-"""What a run makes, in the order in which it is removed."""
+"""What every run makes, in the order in which it is removed."""
+
+TRAFFIC_KINDS = ("Service", "CiliumNetworkPolicy")
+"""What a run makes besides where the network plugin is Cilium. The policy goes first where a run is cut short: it
+selects this run's own pods only."""
+
+ROLE_LABEL = "kubeworker.dev/verify-role"
+Role: TypeAlias = Literal["open", "guarded"]
+"""open: every pod may reach it; guarded: with the policy, only open ones may."""
+
+PORT = 8080
+"""Where the pods of `traffic_pod` answer, with the run's id."""
 
 STALE = timedelta(minutes=10)
 """Older objects with our label belong to a run that was killed; no run lasts that long."""
@@ -136,6 +147,61 @@ def pod(run: Run, node: str, image: str) -> Document:
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                 }
             ],
+        },
+    }
+
+
+def traffic_pod(run: Run, node: str, slot: int, role: Role, image: str) -> Document:
+    """A pod on exactly this node that answers on PORT with the run's id; its image needs `sh` and `nc`.
+
+    `slot` tells pods of one node and role apart.
+    """
+    document = pod(run, node, image)
+    name = f"kubeworker-verify-{run.id}-{role}{slot}-{node}"[:253].rstrip("-.")
+    serve = f'trap "exit 0" TERM; while :; do echo "${MARK_VARIABLE}" | nc -l -p {PORT}; done & wait'
+    (container,) = document["spec"]["containers"]
+    return {
+        **document,
+        "metadata": {**document["metadata"], "name": name, "labels": {**run.labels, ROLE_LABEL: role}},
+        "spec": {**document["spec"], "containers": [{**container, "command": ["sh", "-c", serve]}]},
+    }
+
+
+def traffic_client(address: str, port: int, *, seconds: int) -> tuple[str, ...]:
+    """A command for such a pod: asks an address three times, since the other side listens anew after each answer.
+
+    `seconds` is the patience of each time. Exit status 0 with the answer, 1 without one, 127 where there is no nc.
+    """
+    script = (
+        "command -v nc > /dev/null || exit 127; n=0; "
+        'while [ $n -lt 3 ]; do said=$(nc -w "$3" "$1" "$2" < /dev/null 2> /dev/null); '
+        '[ -z "$said" ] || { echo "$said"; exit 0; }; n=$((n + 1)); sleep 0.2; done; exit 1'
+    )
+    return ("sh", "-c", script, "sh", address, str(port), str(seconds))
+
+
+def traffic_service(run: Run) -> Document:
+    """A Service of all open pods of the run."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(run, f"kubeworker-verify-{run.id}") | {"namespace": NAMESPACE},
+        "spec": {
+            "selector": {RUN_LABEL: run.id, ROLE_LABEL: "open"},
+            "ports": [{"port": PORT, "targetPort": PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def traffic_policy(run: Run) -> Document:
+    """A CiliumNetworkPolicy by which guarded pods of the run can be reached by its open ones only."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": _metadata(run, f"kubeworker-verify-{run.id}") | {"namespace": NAMESPACE},
+        "spec": {
+            "endpointSelector": {"matchLabels": {RUN_LABEL: run.id, ROLE_LABEL: "guarded"}},
+            "ingress": [{"fromEndpoints": [{"matchLabels": {RUN_LABEL: run.id, ROLE_LABEL: "open"}}]}],
         },
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Agents:
     """Nodes whose agent is Ready, with whatever configuration."""
     troubles: Mapping[str, str] = field(default_factory=dict)
     """By node, what keeps its agent from being Ready."""
+    pods: Mapping[str, str] = field(default_factory=dict)
+    """By node, the name of its agent's pod."""
     replaces_proxy: bool = False
     """The live configuration makes the agents do kube-proxy's work."""
 
@@ -267,20 +269,26 @@ async def wait(kube: Kube, chart: Chart, nodes: Collection[str]) -> dict[str, st
 
 async def look(kube: Kube, chart: Chart, nodes: Collection[str] | None) -> Agents:
     """How the chart's agents are, on these nodes (None: on all)."""
-    daemon, config = await asyncio.gather(
-        kube.get("DaemonSet", chart.agent, namespace=chart.namespace), _proxy_config(kube, chart)
+    agents, replaces_proxy = await asyncio.gather(
+        look_at(kube, chart.namespace, chart.agent, nodes), _proxy_config(kube, chart)
     )
+    return replace(agents, replaces_proxy=replaces_proxy)
+
+
+async def look_at(kube: Kube, namespace: str, daemon_set: str, nodes: Collection[str] | None) -> Agents:
+    """How the pods of a DaemonSet are."""
+    daemon = await kube.get("DaemonSet", daemon_set, namespace=namespace)
     if daemon is None:
         return Agents()
     labels = daemon["spec"]["selector"]["matchLabels"]
     names: Sequence[str] = sorted(nodes) if nodes is not None and len(nodes) <= FEW else [""]
     found = await asyncio.gather(
         *(
-            kube.list("Pod", namespace=chart.namespace, labels=labels, fields={"spec.nodeName": name} if name else None)
+            kube.list("Pod", namespace=namespace, labels=labels, fields={"spec.nodeName": name} if name else None)
             for name in names
         )
     )
-    return _agents(daemon, [each for several in found for each in several], replaces_proxy=config)
+    return _agents(daemon, [each for several in found for each in several])
 
 
 async def _proxy_config(kube: Kube, chart: Chart) -> bool:
@@ -296,22 +304,24 @@ _POD_GENERATION = "pod-template-generation"
 """The DaemonSet controller writes them: which pods are of the present template."""
 
 
-def _agents(daemon: Document, pods: Iterable[Document], *, replaces_proxy: bool) -> Agents:
+def _agents(daemon: Document, pods: Iterable[Document]) -> Agents:
     present = (daemon["metadata"].get("annotations") or {}).get(_GENERATION)
     # Until the controller has seen the last change, no pod is known to be of the present template.
     settled = (daemon.get("status") or {}).get("observedGeneration") == daemon["metadata"].get("generation")
-    ready, running, troubles = set[str](), set[str](), dict[str, str]()
+    ready, running, troubles, names = set[str](), set[str](), dict[str, str](), dict[str, str]()
     for document in pods:
         pod = kube_views.pod(document)
         going = bool(document["metadata"].get("deletionTimestamp"))
         current = settled and (document["metadata"].get("labels") or {}).get(_POD_GENERATION) == present
+        if not going:
+            names[pod.node] = pod.name
         if pod.ready and not going:
             running.add(pod.node)
             if current:
                 ready.add(pod.node)
                 continue
         troubles.setdefault(pod.node, _trouble(pod, going=going, current=current))
-    return Agents(ready=frozenset(ready), running=frozenset(running), troubles=troubles, replaces_proxy=replaces_proxy)
+    return Agents(ready=frozenset(ready), running=frozenset(running), troubles=troubles, pods=names)
 
 
 def _trouble(pod: PodStatus, *, going: bool, current: bool) -> str:

@@ -1,4 +1,4 @@
-"""`render`: every file of every node, and every object of a chart, offline: no node, API, CA key or kubeconfig is needed.
+"""`render`: every file of every node, every object of a chart, offline: no node, API, CA key or kubeconfig is needed.
 
 Of artifacts only what renders a chart is needed, and the chart.
 """

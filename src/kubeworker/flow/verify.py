@@ -21,20 +21,24 @@ from kubeworker.core import check_script, desired
 from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
 from kubeworker.core.model import (
+    AgentCommand,
+    AgentReady,
     Check,
     ClusterCheck,
     Http,
     MirrorPull,
     ProxyReaches,
     ServingCertificate,
+    Traffic,
     VirtualServers,
 )
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.core.verify_objects import Run, default_image
+from kubeworker.core.verify_objects import KINDS, TRAFFIC_KINDS, Run, default_image
 from kubeworker.errors import ApiError, InputError, NodeUnreachable, SpecError
 from kubeworker.flow import checks_cluster, checks_http, checks_ipvs, checks_mirrors
 from kubeworker.flow.checks_cluster import ClusterView, Shared
 from kubeworker.flow.checks_ipvs import ServicesView
+from kubeworker.flow.checks_network import AgentsView, TrafficRun, agent_command, agent_ready, traffic
 from kubeworker.flow.credentials import load_ca_certificate
 from kubeworker.flow.events import CheckDone, NodeDone, NodeStarted, Reporter, silent
 from kubeworker.flow.verify_access import Access, connected, granted
@@ -81,6 +85,10 @@ class _Session:
     access: Access
     view: Shared[ClusterView]
     services: Shared[ServicesView]
+    agents: AgentsView | None
+    """None: no API."""
+    traffic: TrafficRun | None
+    """None: no API, or nobody asks."""
     peers: tuple[Peer, ...]
     deep: bool
     accept_new_host_keys: bool
@@ -104,22 +112,26 @@ async def verify(
     connect = partial(Kube.connect, Path(files.kubeconfig), files.apiservers, Path(files.ca.cert))
     async with (
         connected(connect) as kube,
-        granted(kube, run, tls_context(ca)) as access,
+        granted(kube, run, tls_context(ca), _kinds(cluster)) as access,
         aclosing(ssh.JumpHosts()) as jump_hosts,
     ):
         view = Shared(partial(_view, kube))
+        peers = await _peers(cluster, view)
+        image = options.image or default_image(name for each in archives.values() for name in each.references)
         session = _Session(
             cluster=cluster,
             registry=registry,
             archives=archives,
             ca=ca,
             run=run,
-            image=options.image or default_image(name for each in archives.values() for name in each.references),
+            image=image,
             kube=kube,
             access=access,
             view=view,
             services=Shared(partial(_services, kube)),
-            peers=await _peers(cluster, view),
+            agents=AgentsView(kube) if isinstance(kube, Kube) else None,
+            traffic=TrafficRun(kube, run, image, _talking(nodes, peers)) if isinstance(kube, Kube) else None,
+            peers=peers,
             deep=options.deep,
             accept_new_host_keys=options.accept_new_host_keys,
             jump_hosts=jump_hosts,
@@ -142,6 +154,18 @@ def _chosen(cluster: ClusterFile, names: tuple[str, ...]) -> tuple[NodeSpec, ...
 def _archives(cluster: ClusterFile, registry: desired.Registry) -> dict[str, Archive]:
     store = BlobStore.default()
     return {path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)}
+
+
+def _kinds(cluster: ClusterFile) -> tuple[str, ...]:
+    """What a run may make in this cluster, in the order in which it is removed."""
+    return (*KINDS, *TRAFFIC_KINDS) if cluster.cni == "cilium" else KINDS
+
+
+def _talking(nodes: tuple[NodeSpec, ...], peers: tuple[Peer, ...]) -> tuple[str, ...]:
+    """The nodes whose pods talk to each other: those asked for, and of a single one's peers one more."""
+    names = tuple(node.name for node in nodes)
+    others = tuple(peer.name for peer in peers if peer.name not in names)
+    return names if len(names) > 1 else (*names, *others[:1])
 
 
 async def _view(kube: Kube | ApiError) -> ClusterView:
@@ -239,8 +263,11 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
     """The checks that are made together, and how: one probe script, one pod, everything else on its own."""
     local = tuple(check for check in checks if isinstance(check, LOCAL))
     pods = tuple(check for check in checks if isinstance(check, ClusterCheck) and check.id.startswith("pod."))
+    talks = tuple(check for check in checks if isinstance(check, Traffic))
     if local:
         yield local, partial(_probe, session, local)
+    if talks:
+        yield talks, partial(_traffic, session, spec, talks)
     if pods:
         yield pods, partial(_pod, session, spec, pods)
     for check in checks:
@@ -257,6 +284,8 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_mirror, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
+            case AgentReady() | AgentCommand():
+                yield (check,), partial(_agent, session, spec, check)
             case ClusterCheck() if check not in pods:
                 yield (check,), partial(_cluster, session, spec, check)
             case _:
@@ -299,6 +328,26 @@ async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[
 
 async def _virtual_servers(session: _Session, spec: NodeSpec, check: VirtualServers, node: Node) -> tuple[Verdict, ...]:
     return (await checks_ipvs.virtual_servers(check, spec.name, node, session.view, session.services),)
+
+
+async def _agent(
+    session: _Session, spec: NodeSpec, check: AgentReady | AgentCommand, _node: Node
+) -> tuple[Verdict, ...]:
+    if isinstance(session.kube, ApiError):
+        raise session.kube
+    assert session.agents is not None
+    match check:
+        case AgentReady():
+            return (await agent_ready(check, spec.name, session.agents),)
+        case AgentCommand():
+            return (await agent_command(check, spec.name, session.kube, session.agents),)
+
+
+async def _traffic(session: _Session, spec: NodeSpec, checks: tuple[Traffic, ...], node: Node) -> tuple[Verdict, ...]:
+    if isinstance(session.kube, ApiError):
+        raise session.kube
+    assert session.traffic is not None
+    return await traffic(checks, spec.name, node, session.traffic, session.run.id)
 
 
 async def _cluster(session: _Session, spec: NodeSpec, check: ClusterCheck, _node: Node) -> tuple[Verdict, ...]:

@@ -74,17 +74,19 @@ async def connected(connect: Callable[[], Awaitable[Kube]]) -> AsyncIterator[Kub
 
 
 @asynccontextmanager
-async def granted(kube: Kube | ApiError, run: Run, trust: ssl.SSLContext) -> AsyncIterator[Access]:
-    """Identities for all callers; what is made for them, and every pod of the run, is removed at the end."""
+async def granted(
+    kube: Kube | ApiError, run: Run, trust: ssl.SSLContext, kinds: Sequence[str] = KINDS
+) -> AsyncIterator[Access]:
+    """Identities for all callers; what is made for them, and all else of these kinds, is removed at the end."""
     anonymous = Identity(context=trust)
     if isinstance(kube, ApiError):
         yield Access(anonymous=anonymous, missing=kube.message)
         return
     try:
-        await remove_stale(kube, now=datetime.now(UTC))
+        await remove_stale(kube, now=datetime.now(UTC), kinds=kinds)
         yield await _access(kube, run, anonymous)
     finally:
-        await _shielded(_remove(kube, run))
+        await _shielded(_remove(kube, run, kinds))
 
 
 async def _access(kube: Kube, run: Run, anonymous: Identity) -> Access:
@@ -134,19 +136,19 @@ async def _await_rights(kube: Kube, run: Run) -> None:
         await asyncio.sleep(0.1)
 
 
-async def remove_stale(kube: Kube, *, now: datetime) -> None:
+async def remove_stale(kube: Kube, *, now: datetime, kinds: Sequence[str] = KINDS) -> None:
     """Remove what a killed run left. A failure to do so is no reason not to verify."""
     try:
-        for kind in KINDS:
+        for kind in kinds:
             stale = [each for each in await _found(kube, kind, LABELS) if verify_objects.is_stale(each, now)]
             await fan_out(_names(stale), partial(delete, kube, kind), limit=_LIMIT)
     except ApiError:
         return
 
 
-async def _remove(kube: Kube, run: Run) -> None:
+async def _remove(kube: Kube, run: Run, kinds: Sequence[str]) -> None:
     """Remove what this run made."""
-    for kind in KINDS:
+    for kind in kinds:
         await fan_out(_names(await _found(kube, kind, run.labels)), partial(delete, kube, kind), limit=_LIMIT)
 
 

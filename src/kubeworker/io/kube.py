@@ -57,6 +57,7 @@ Value = TypeVar("Value")
 
 API_VERSIONS: Mapping[str, str] = {
     "CertificateSigningRequest": "certificates.k8s.io/v1",
+    "CiliumNetworkPolicy": "cilium.io/v2",
     "ClusterRole": "rbac.authorization.k8s.io/v1",
     "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
     "ConfigMap": "v1",
@@ -76,6 +77,10 @@ API_VERSIONS: Mapping[str, str] = {
     "SubjectAccessReview": "authorization.k8s.io/v1",
     "TokenRequest": "authentication.k8s.io/v1",
 }
+
+
+_CUSTOM = {"CiliumNetworkPolicy": "ciliumnetworkpolicies"}
+"""Kinds that the library has no class of, with their plural."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -622,6 +627,11 @@ def _resource(kind: str) -> Any:
     """Lightkube's class of that kind; Any, since its overloads ask for one that is known to the type checker."""
     from lightkube.core.resource_registry import resource_registry
 
+    if kind in _CUSTOM:
+        from lightkube.generic_resource import create_namespaced_resource
+
+        group, _, version = API_VERSIONS[kind].partition("/")
+        return create_namespaced_resource(group, version, kind, _CUSTOM[kind])
     return resource_registry.load(API_VERSIONS[kind], kind)
 
 
