@@ -6,14 +6,15 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from kubeworker.core import verify_objects
+from kubeworker.core import issuing, verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
-from kubeworker.core.csr import NODE_USER, SERVING_SIGNER, CsrView
+from kubeworker.core.csr import CLIENT_SIGNER, NODE_USER, SERVING_SIGNER, CsrView
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Check, ClusterCheck, ProxyReaches, ServingCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
@@ -27,6 +28,8 @@ from kubeworker.io.pod_exec import pod_exec
 
 POD_SECONDS = 15.0
 """How long the pod may take to run; pulling a small image fits."""
+
+KUBELET_SIGNERS = (CLIENT_SIGNER, SERVING_SIGNER)
 
 Value = TypeVar("Value")
 
@@ -57,11 +60,14 @@ class ClusterView:
 
     nodes: Mapping[str, NodeStatus]
     csrs: tuple[CsrView, ...]
+    now: datetime
+    """When it was read."""
 
 
 async def view(kube: Kube) -> ClusterView:
     """Read it."""
-    return ClusterView(nodes={node.name: node for node in await kube.nodes()}, csrs=await kube.csrs())
+    nodes, csrs = await kube.nodes(), await kube.csrs()
+    return ClusterView(nodes={node.name: node for node in nodes}, csrs=csrs, now=datetime.now(UTC))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -81,7 +87,8 @@ async def of_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, sha
 def judge_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, seen: ClusterView) -> Verdict:
     """The verdict of a `node.` check on what the API says."""
     if check.id == "node.csr":
-        return _csr(check, tuple(csr for csr in seen.csrs if csr.username == NODE_USER + node.name))
+        own = (csr for csr in seen.csrs if csr.username == NODE_USER + node.name and csr.signer in KUBELET_SIGNERS)
+        return _csr(check, own, seen.now)
     status = seen.nodes.get(node.name)
     if status is None:
         return failed(check, f"there is no Node {node.name}" if check.id == "node.registered" else _absent(node))
@@ -108,26 +115,30 @@ def _registered(check: Check, node: NodeSpec, status: NodeStatus) -> Verdict:
     return passed(check, f"registered with {status.internal_ip}")
 
 
-def _csr(check: Check, requests: tuple[CsrView, ...]) -> Verdict:
-    """Only the newest serving request counts: kubelet asks anew after a restart, and the old request stays.
+def _csr(check: Check, requests: Iterable[CsrView], now: datetime) -> Verdict:
+    """Only the newest request for each certificate counts: kubelet asks anew after a restart, and the old one stays.
 
     The API forgets issued requests after an hour, so none at all is well; whether kubelet has a serving certificate
     is seen at its port.
     """
-    newest = _newest(requests)
-    if newest is None:
-        return passed(check, "no open request")
-    if newest.pending:
-        return failed(check, f"{newest.name} waits for approval: `kubeworker csr list` says why")
-    if not newest.certificate:
-        return failed(check, f"{newest.name} is {newest.state} and has no certificate")
-    return passed(check, f"{newest.name} {newest.state}")
+    newest = issuing.newest(requests)
+    trouble = next((text for request in newest if (text := _without_certificate(request, now))), "")
+    if trouble:
+        return failed(check, trouble)
+    return passed(check, ", ".join(f"{request.name} {request.state}" for request in newest) or "no open request")
 
 
-def _newest(requests: Iterable[CsrView]) -> CsrView | None:
-    """The serving request that was made last."""
-    serving = (csr for csr in requests if csr.signer == SERVING_SIGNER)
-    return max(serving, key=lambda csr: (csr.created, csr.name), default=None)
+def _without_certificate(request: CsrView, now: datetime) -> str:
+    """Why a request has no certificate; "" where it has one."""
+    if request.certificate:
+        return ""
+    if request.pending:
+        return f"{request.name} waits for approval: `kubeworker csr list` says why"
+    seconds = (now - datetime.fromisoformat(request.decided)).total_seconds() if request.decided else 0.0
+    halted = issuing.halted(request, seconds)
+    if halted is None:
+        return f"{request.name} is {request.state} and has no certificate yet"
+    return f"{request.name}: {halted.rule}: {halted.detail}. {halted.hint}"
 
 
 async def serving_certificate(
@@ -150,7 +161,7 @@ def judge_shown(
     place = host_port(node.address, check.port)
     if isinstance(shown, NoAnswer):
         return failed(check, f"{place}: {shown.reason}")
-    issued = _newest(csr for csr in requests if csr.username == NODE_USER + node.name and csr.certificate)
+    issued = issuing.newest_serving((csr for csr in requests if csr.certificate), node.name)
     if issued is None:
         return passed(check, f"{place} shows a certificate of the cluster's CA")
     if x509.load_pem_x509_certificate(issued.certificate).public_bytes(serialization.Encoding.DER) != shown:

@@ -6,6 +6,8 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import trustme
@@ -146,7 +148,8 @@ def request(name: str, created: str, *, conditions: tuple[str, ...] = (), certif
 
 
 def judged(check: str, *nodes: NodeStatus, csrs: tuple[CsrView, ...] = ()) -> tuple[str, str]:
-    seen = ClusterView(nodes={node.name: node for node in nodes}, csrs=csrs)
+    now = datetime(2026, 11, 24, 14, tzinfo=UTC)
+    seen = ClusterView(nodes={node.name: node for node in nodes}, csrs=csrs, now=now)
     verdict = judge_node(ClusterCheck(id=check), CLUSTER, W1, seen)
     return verdict.status, verdict.detail
 
@@ -178,7 +181,19 @@ def test_only_the_newest_serving_request_counts() -> None:
     denied = request("csr-d", "2026-11-24T13:00:00Z", conditions=("Denied",))
     assert judged("node.csr", csrs=(old, issued)) == ("passed", "csr-b Approved,Issued")
     assert judged("node.csr", csrs=(issued, waiting))[1].startswith("csr-c waits for approval")
-    assert judged("node.csr", csrs=(issued, denied)) == ("failed", "csr-d is Denied and has no certificate")
+    assert judged("node.csr", csrs=(issued, denied))[1].startswith("csr-d: denied: somebody denied it")
+
+
+def test_a_renewal_of_the_client_certificate_counts_as_well_and_a_missing_signer_is_told() -> None:
+    serving = request("csr-a", "2026-11-24T10:00:00Z", conditions=("Approved",), certificate=b"PEM")
+    asked = request("csr-b", "2026-11-24T13:00:00Z", conditions=("Approved",))
+    renewal = replace(asked, signer="kubernetes.io/kube-apiserver-client-kubelet", decided="2026-11-24T13:00:00Z")
+    status, detail = judged("node.csr", csrs=(serving, renewal))
+    assert status == "failed"
+    assert detail.startswith("csr-b: signer.unissued: approved 60 min ago and never issued")
+    assert "--cluster-signing-cert-file" in detail
+    other = replace(renewal, signer="example.com/signer")
+    assert judged("node.csr", csrs=(serving, other)) == ("passed", "csr-a Approved,Issued")
 
 
 def test_a_check_that_nobody_wrote_is_a_bug_not_a_pass() -> None:
