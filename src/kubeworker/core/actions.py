@@ -297,6 +297,8 @@ def difference(action: Action) -> str:
             return f"{was} -> {mode:04o} {owner}"
         case PutLink(link=link):
             return f"-> {link.target}"
+        case RemoveLeftover(leftover=leftover) if leftover.keep:
+            return "works until what replaces it does"
         case _:
             return ""
 

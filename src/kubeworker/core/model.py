@@ -236,8 +236,13 @@ class Leftover:
     remove: str
     """POSIX sh that removes it, or what is left of it; another exit status than 0 fails the stage with its output."""
     reason: str
+    keep: str = ""
+    """POSIX sh that lets it do its work until `remove` (which undoes this too), for a unit that takes it away when it
+    starts and does the same work only later. Run before the stage's units; nothing depends on its success."""
+    unkeep: str = ""
+    """POSIX sh that undoes `keep`, for when the stage fails and the former unit is back."""
     seconds: int = 60
-    """How long `remove` may take."""
+    """How long each of them may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +329,13 @@ class RequireProxyMode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireMasquerade:
+    """The kernel can hide source addresses behind the node's, with nf_tables or else with iptables."""
+
+    family: Literal["ip", "ip6"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireClock:
     """The node's clock is within this many seconds of the control host's."""
 
@@ -346,6 +358,7 @@ Requirement: TypeAlias = (
     | RequireSysctl
     | RequireSwapOff
     | RequireProxyMode
+    | RequireMasquerade
     | RequireClock
     | RequireCgroup
 )
@@ -477,11 +490,6 @@ class MirrorPull:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterCheck:
-    """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
-
-    id: str
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReady:
     """The network plugin's agent on the node: its DaemonSet's pod is there, Ready, and of the present configuration."""
 
@@ -515,6 +523,11 @@ class Traffic:
     route: Route
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterCheck:
+    """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
+
+    id: str
 
 
 Check: TypeAlias = (
@@ -529,14 +542,14 @@ Check: TypeAlias = (
     | ServingCertificate
     | VirtualServers
     | MirrorPull
+    | AgentReady
+    | AgentCommand
+    | Traffic
     | ClusterCheck
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-    | AgentReady
-    | AgentCommand
-    | Traffic
 class Stage:
     """All that one component wants on one node, in the order in which a stage is carried out.
 

@@ -77,6 +77,7 @@ def stage_script(plan: StagePlan, *, home: str = HOME) -> str:
         *_candidates(plan),
         *_checks(plan),
         *_swaps(plan),
+        *_keeps(plan),
         *_units(plan),
         "commit",
         *_leftovers(plan, after_stop=False),
@@ -302,6 +303,13 @@ def _stops(plan: StagePlan) -> Iterator[str]:
     yield from _leftovers(plan, after_stop=True)
 
 
+def _keeps(plan: StagePlan) -> Iterator[str]:
+    for _, action in _numbered(plan, RemoveLeftover):
+        if isinstance(action, RemoveLeftover) and action.leftover.keep:
+            leftover = action.leftover
+            yield _call("keep_leftover", leftover.seconds, leftover.keep, leftover.unkeep)
+
+
 def _leftovers(plan: StagePlan, *, after_stop: bool) -> Iterator[str]:
     """Removed once nothing makes them any more: after an absent unit's stop, or when the stage's units are healthy."""
     early = {leftover.name for unit in plan.stage.absent_units for leftover in unit.leftovers}
@@ -405,7 +413,7 @@ _FUNCTIONS = rf"""set -u
 LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 umask 077
-finished='' swapping='' committed='' reloaded='' on_exit=''
+finished='' kept='' swapping='' committed='' reloaded='' on_exit=''
 say() {{ printf 'kw %s\n' "$*" 2> /dev/null || :; }}
 begin() {{ say action "$1" start; }}
 end() {{ say action "$1" "done"; }}
@@ -557,6 +565,7 @@ put_back() {{
     systemctl reset-failed -- "$unit"
     timeout {START_TIMEOUT} systemctl restart -- "$unit" && restore_record "$unit"
   done < "$work/touched" > /dev/null 2>&1 9>&-
+  [ -z "$kept" ] || sh -c "$kept" > /dev/null 2>&1 < /dev/null 9>&-
 }}
 put_back_one() {{
   beside "$1" old
@@ -591,6 +600,10 @@ stop_for_good() {{ # stop_for_good UNIT
   case $(systemctl is-enabled -- "$1" 2> /dev/null) in
     enabled | enabled-runtime) try "systemctl disable $1" systemctl disable -q -- "$1" ;;
   esac
+}}
+keep_leftover() {{ # keep_leftover SECONDS SCRIPT UNDO
+  kept=$kept$nl$3
+  timeout "$1" sh -c "$2" > "$work/out" 2>&1 < /dev/null 9>&- || :
 }}
 remove_leftover() {{ # remove_leftover NAME SECONDS SCRIPT
   try "$1" timeout "$2" sh -c "$3"

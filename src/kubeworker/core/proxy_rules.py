@@ -62,6 +62,11 @@ _AWK = """
 """
 
 
+# A nft table, and iptables chains with another prefix, in which the former rules outlive kube-proxy's own cleaning.
+_COPY_TABLE = "kubeworker-former"
+_COPY_PREFIX = "KW-"
+
+
 def leftovers(mode: Mode | None, *, kube_proxy: str, service_cidr: str, reason: str) -> tuple[Leftover, ...]:
     """The rules of every mode but this one (None: of every mode), in the order in which they can be removed.
 
@@ -72,19 +77,38 @@ def leftovers(mode: Mode | None, *, kube_proxy: str, service_cidr: str, reason: 
     scripts: dict[Mode, tuple[str, str]] = {
         "iptables": (_iptables_present(shared=mode != "ipvs"), _iptables_remove(shared=mode != "ipvs")),
         "ipvs": (_IPVS_PRESENT, _ipvs_remove(kube_proxy)),
-        "nftables": (_NFT_PRESENT, _NFT_REMOVE),
+        "nftables": (_NFT_PRESENT, _nft_remove("kube-proxy")),
     }
-    return tuple(
-        Leftover(
-            name=f"kube-proxy's {other} rules",
-            present=present,
-            remove=f"{first}{remove}",
-            reason=reason,
-            seconds=RULES_SECONDS + 60,
+    # What kube-proxy removes at its start, well before it has rules of its own.
+    keeps: dict[tuple[Mode, Mode | None], tuple[str, str]] = {
+        ("iptables", "nftables"): (_COPY_CHAINS, _UNCOPY_CHAINS),
+        ("nftables", "iptables"): (_COPY_NFT, _UNCOPY_NFT),
+        ("nftables", "ipvs"): (_COPY_NFT, _UNCOPY_NFT),
+    }
+    found = []
+    for other, (present, remove) in scripts.items():
+        if other == mode:
+            continue
+        keep, unkeep = keeps.get((other, mode), ("", ""))
+        found.append(
+            Leftover(
+                name=f"kube-proxy's {other} rules",
+                present=present,
+                remove=f"{first}{remove}{unkeep}",
+                reason=reason,
+                keep=keep,
+                unkeep=unkeep,
+                seconds=RULES_SECONDS + 60,
+            )
         )
-        for other, (present, remove) in scripts.items()
-        if other != mode
+    copies = Leftover(
+        name="copies of kube-proxy's former rules",
+        present=_COPIES_PRESENT,
+        remove=f"{first}{_UNCOPY_NFT}{_UNCOPY_CHAINS}",
+        reason="left by a run that was cut short",
+        seconds=RULES_SECONDS + 60,
     )
+    return (*found, copies)
 
 
 def _await(mode: Mode, address: str) -> str:
@@ -161,7 +185,53 @@ fi
 
 
 _NFT_PRESENT = "nft list table ip kube-proxy || nft list table ip6 kube-proxy"
-_NFT_REMOVE = """for family in ip ip6; do
-  ! nft list table "$family" kube-proxy > /dev/null 2>&1 || nft delete table "$family" kube-proxy || exit 1
+
+
+def _nft_remove(table: str) -> str:
+    return f"""for family in ip ip6; do
+  ! nft list table "$family" {table} > /dev/null 2>&1 || nft delete table "$family" {table} || exit 1
 done
 """
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Copies: the same hooks at the same priorities, after the originals. Of two NAT chains at one hook the first one that
+# knows the connection decides.
+
+_UNCOPY_NFT = _nft_remove(_COPY_TABLE)
+_UNCOPY_CHAINS = _chains(dict.fromkeys(("nat", "filter", "mangle"), f"{_COPY_PREFIX}.*"))
+
+_COPY_NFT = f"""{_UNCOPY_NFT}for family in ip ip6; do
+  rules=$(nft list table "$family" kube-proxy 2> /dev/null) || continue
+  printf '%s\\n' "$rules" | sed '1s/ kube-proxy {{/ {_COPY_TABLE} {{/' | nft -f - || exit 1
+done
+"""
+
+# The jumps from the kernel's own chains are appended, so that they count once the originals are gone.
+_COPY_AWK = """
+  /^:/ { name = substr($1, 2); if (name ~ ("^(" chains ")$")) mine[name] }
+  /^-A / {
+    to = ""; for (i = 3; i < NF; i++) if ($i == "-j" || $i == "-g") to = $(i + 1)
+    if (($2 in mine) || (to in mine)) rules = rules $0 "\\n"
+  }
+  END {
+    for (name in mine) heads = heads ":" name " - [0:0]\\n"
+    text = heads rules; gsub(/KUBE-/, prefix, text)
+    if (text != "") printf "*%s\\n%sCOMMIT\\n", table, text
+  }
+"""
+_COPY_CALLS = "\n".join(
+    f'  copy "$family" {table} {shlex.quote("|".join((_IPTABLES[table], _BOTH[table])))}' for table in ("nat", "filter")
+)
+_COPY_CHAINS = f"""{_UNCOPY_CHAINS}
+copy() {{ # copy FAMILY TABLE NAMES
+  rules=$("$1-save" -t "$2" 2> /dev/null | awk -v table="$2" -v chains="$3" -v prefix={_COPY_PREFIX} '{_COPY_AWK}')
+  [ -z "$rules" ] || printf '%s\\n' "$rules" | "$1-restore" -w 5 --noflush || exit 1
+}}
+for family in iptables ip6tables; do
+  command -v "$family-save" > /dev/null || continue
+{_COPY_CALLS}
+done
+"""
+_COPIES_PRESENT = f"""nft list table ip {_COPY_TABLE} || nft list table ip6 {_COPY_TABLE} ||
+  {{ iptables-save; ip6tables-save; }} | grep -q '^:{_COPY_PREFIX}'"""
