@@ -10,13 +10,13 @@ from typing import Any
 
 from kubeworker.core import actions, csr, desired, issuing, node_script, tar_stream
 from kubeworker.core.actions import StagePlan
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Blob, TlsEndpoint
-from kubeworker.errors import ActionFailed, KubeworkerError, NodeUnreachable
+from kubeworker.errors import ActionFailed, ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow import artifacts, chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
+from kubeworker.flow.polling import POLL_SECONDS, looked_until
 from kubeworker.flow.run_lock import RunLock
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io import https
@@ -32,8 +32,6 @@ READY_SECONDS = 120
 
 CERTIFICATE_SECONDS = 60
 """How long a kubelet that joined may take to get its serving certificate."""
-
-POLL_SECONDS = 0.5
 
 PROXY_SECONDS = 40
 """How long a node's proxy may take to find an apiserver: nginx leaves one that it lost alone for 30 s."""
@@ -159,7 +157,7 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
                 break
         if session.kube:
             await run.wait_healthy(session.kube, plan)
-            await join.label_nodes(session.kube, session.cluster, [node.name for node in plan.nodes], session.report)
+            await run.label(session.kube, plan)
     return ApplyReport(plan=plan, nodes=tuple(run.results[node.name] for node in plan.nodes))
 
 
@@ -391,44 +389,56 @@ class _Run:
         waiting = {node.name for node in plan.nodes if node.deferred and node.name in self.going()}
         kube = self.session.kube
         if kube and waiting:
-            async with _patience(CERTIFICATE_SECONDS):
-                while not waiting <= {node.name for node in await kube.nodes(waiting) if node.pod_cidr}:
-                    await asyncio.sleep(POLL_SECONDS)
+            await looked_until(
+                lambda: kube.nodes(waiting),
+                lambda nodes: waiting <= {node.name for node in nodes if node.pod_cidr},
+                seconds=CERTIFICATE_SECONDS,
+            )
         return joined or bool(waiting)
 
     async def wait_healthy(self, kube: Kube, plan: Plan) -> None:
         """Serving certificates of nodes that joined are there, and nodes with a network plugin are Ready."""
         touched = {node.name for node in plan.nodes if node.changes} & self.going()
-        joined = {node.name for node in plan.nodes if node.joining} & touched
-        rejoining = plan.objects.rejoining
-        async with _patience(CERTIFICATE_SECONDS):
-            while unserved := await _unserved(kube, joined, rejoining):
-                if all((why := self._trouble(name)) and why.final for name in unserved):
-                    break
-                await asyncio.sleep(POLL_SECONDS)
-        for name in sorted(await _unserved(kube, joined, rejoining)):
-            why = self._trouble(name) or _UNASKED
-            self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
+        await self._wait_served(kube, {node.name for node in plan.nodes if node.joining} & touched, plan)
         if self.session.cluster.cni == "none":
-            if joined:
+            if any(node.joining for node in plan.nodes if node.name in touched):
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
             return
         await self._wait_ready(kube, touched & self.going())
 
+    async def _wait_served(self, kube: Kube, joined: set[str], plan: Plan) -> None:
+        unserved = await looked_until(
+            lambda: _unserved(kube, joined, plan.objects.rejoining),
+            lambda names: all((why := self._trouble(name)) and why.final for name in names),
+            seconds=CERTIFICATE_SECONDS,
+        )
+        for name in sorted(joined if isinstance(unserved, ApiError) else unserved):
+            why = _unknown(unserved) if isinstance(unserved, ApiError) else self._trouble(name) or _UNASKED
+            self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
+
     async def _wait_ready(self, kube: Kube, names: set[str]) -> None:
-        found: dict[str, NodeStatus] = {}
-        async with _patience(READY_SECONDS):
-            while True:
-                found = {node.name: node for node in await kube.nodes(names)}
-                if all(name in found and found[name].ready for name in names):
-                    return
-                await asyncio.sleep(POLL_SECONDS)
-        for name in sorted(names):
-            status = found.get(name)
-            if status is None or not status.ready:
-                why = status.reason if status else "it has not registered"
-                hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
-                self._fail(name, ActionFailed(f"not Ready after {READY_SECONDS} s: {why}", subject=name, hint=hint))
+        seen = await looked_until(
+            lambda: kube.nodes(names),
+            lambda nodes: names <= {node.name for node in nodes if node.ready},
+            seconds=READY_SECONDS,
+        )
+        found = {} if isinstance(seen, ApiError) else {node.name: node for node in seen}
+        for name in sorted(name for name in names if name not in found or not found[name].ready):
+            why = found[name].reason if name in found else "it has not registered"
+            hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
+            if isinstance(seen, ApiError):
+                why, hint = _unknown(seen).text, _unknown(seen).hint
+            self._fail(name, ActionFailed(f"not Ready after {READY_SECONDS} s: {why}", subject=name, hint=hint))
+
+    async def label(self, kube: Kube, plan: Plan) -> None:
+        """Nodes that joined get their labels and taints."""
+        try:
+            await join.label_nodes(kube, self.session.cluster, [node.name for node in plan.nodes], self.session.report)
+        except ApiError as error:
+            for name in sorted({node.name for node in plan.nodes if node.joining} & self.going()):
+                why = _unknown(error)
+                text = f"its labels and taints may not be set: {why.text}"
+                self._fail(name, ActionFailed(text, subject=name, hint=why.hint))
 
     def _fail(self, name: str, error: KubeworkerError) -> None:
         status: NodeOutcome = "unreachable" if isinstance(error, NodeUnreachable) else "failed"
@@ -457,18 +467,12 @@ _UNASKED = Trouble(
 )
 
 
+def _unknown(error: ApiError) -> Trouble:
+    return Trouble(text=f"the API can't be asked: {error.message}", hint="run apply again once it answers")
+
+
 def _nodes(number: int) -> str:
     return "1 node" if number == 1 else f"{number} nodes"
-
-
-@asynccontextmanager
-async def _patience(seconds: float) -> AsyncIterator[None]:
-    """Wait no longer than this; what then still lacks is looked at afterwards."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        pass
 
 
 def _upload_seconds(blobs: Iterable[Blob]) -> float:

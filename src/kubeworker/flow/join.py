@@ -16,7 +16,7 @@ from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiError, ApiNotFound, CredentialsError
+from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.io.kube import Kube
@@ -174,15 +174,19 @@ async def approve_while(desk: Desk, tokens: Sequence[BootstrapToken], until: asy
             ending = until.is_set()
             seen = await desk.round(owners) or Seen()
             for token in _joined(left, seen, desk.rejoining):
-                if await _take_back(desk, token):
+                if await _take_back(desk, token) is None:
                     left.remove(token)
             if ending:
                 return
             left = [await _kept_alive(desk, token) for token in left]
             await _pause(until)
     finally:
+        away: ApiUnreachable | None = None
         for token in left:
-            await _take_back(desk, token)
+            if away is not None:
+                _left_behind(desk, token, away)  # each try would take seconds
+            elif isinstance(error := await _take_back(desk, token), ApiUnreachable):
+                away = error
 
 
 def _joined(tokens: Iterable[BootstrapToken], seen: Seen, rejoining: Collection[str]) -> tuple[BootstrapToken, ...]:
@@ -214,16 +218,20 @@ async def _kept_alive(desk: Desk, token: BootstrapToken) -> BootstrapToken:
     return longer
 
 
-async def _take_back(desk: Desk, token: BootstrapToken) -> bool:
+async def _take_back(desk: Desk, token: BootstrapToken) -> ApiError | CredentialsError | None:
     """Delete a token; one that can't be deleted is named, with the way to do it by hand."""
     try:
         await desk.kube.delete_token(token)
     except (ApiError, CredentialsError) as error:
-        text = f"its bootstrap token was not deleted: {error.message}. It expires by itself; sooner with: "
-        text += f"kubeworker token revoke {token.id}"
-        desk.report(Warning_(subject=token.node, text=text))
-        return False
-    return True
+        _left_behind(desk, token, error)
+        return error
+    return None
+
+
+def _left_behind(desk: Desk, token: BootstrapToken, error: ApiError | CredentialsError) -> None:
+    text = f"its bootstrap token was not deleted: {error.message}. It expires by itself; sooner with: "
+    text += f"kubeworker token revoke {token.id}"
+    desk.report(Warning_(subject=token.node, text=text))
 
 
 async def _pause(until: asyncio.Event) -> None:
