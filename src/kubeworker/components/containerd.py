@@ -42,7 +42,6 @@ from kubeworker.core.registry_hosts import (
     MARK,
     Mirror,
     Registry,
-    folder,
     hosts_path,
     server_url,
 )
@@ -244,7 +243,7 @@ def _directories(context: Context[Config]) -> tuple[Directory, ...]:
         Directory(path="/etc/containerd"),
         Directory(path=CERTS_D),
         Directory(path="/etc/nerdctl"),
-        *(Directory(path=folder(name)) for name in _written(context.cluster, context.config)),
+        *_hosts_folders(context),
     )
 
 
@@ -314,11 +313,21 @@ def _written(cluster: ClusterFile, config: Config) -> Mapping[str, Registry]:
     }
 
 
+def _hosts_folders(context: Context[Config]) -> tuple[Directory, ...]:
+    written = _written(context.cluster, context.config)
+    return tuple(
+        Directory(path=path)
+        for name in written
+        for path in registry_hosts.folders(name, beside_default=DEFAULT in written)
+    )
+
+
 def _hosts_files(context: Context[Config]) -> tuple[File, ...]:
+    written = _written(context.cluster, context.config)
     return tuple(
         file
-        for name, registry in _written(context.cluster, context.config).items()
-        for file in registry_hosts.files(name, registry, context.local_files)
+        for name, registry in written.items()
+        for file in registry_hosts.files(name, registry, context.local_files, beside_default=DEFAULT in written)
     )
 
 
@@ -421,13 +430,14 @@ def _mirror_checks(context: Context[Config]) -> Iterator[Check]:
     if written:
         yield NodeCommand(
             id="containerd.mirrors.config_path",
-            command=("sh", "-c", f"{bin_dir}/crictl info | tr -d ' '"),
-            contains=f'"configPath":"{CERTS_D}"',
+            # With what `config` merged over it: without this line containerd knows no mirror, and says nothing.
+            command=(f"{bin_dir}/containerd", "--config", _CONFIG, "config", "dump"),
+            contains=f"config_path = '{CERTS_D}'",
         )
+    for file in _hosts_files(context):
+        if file.secret:
+            yield FileMode(id=f"containerd.mirrors.mode.{file.path}", path=file.path, mode=file.mode)
     for name, registry in written.items():
-        for file in registry_hosts.files(name, registry, context.local_files):
-            if file.secret:
-                yield FileMode(id=f"containerd.mirrors.mode.{file.path}", path=file.path, mode=file.mode)
         yield from registry_hosts.pulls(name, registry, f"{bin_dir}/ctr", context.config.sandbox_image)
 
 

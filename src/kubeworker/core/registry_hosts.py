@@ -173,6 +173,16 @@ def folder(registry: str) -> str:
     return f"{CERTS_D}/{host}_{port}_" if colon and not registry.endswith("]") else f"{CERTS_D}/{registry}"
 
 
+def folders(registry: str, *, beside_default: bool) -> tuple[str, ...]:
+    """The registry's directory, and where `_default` is there a second one for nerdctl.
+
+    nerdctl 2.1 asks for HOST:443 before it asks for HOST, and is given `_default` for that (hostsstore.go). containerd
+    itself never asks so. docker.io is spared it there.
+    """
+    second = beside_default and ":" not in registry and registry not in {DEFAULT, "docker.io"}
+    return (folder(registry), *((folder(f"{registry}:443"),) if second else ()))
+
+
 def hosts_path(registry: str) -> str:
     """Where the registry's hosts.toml lies."""
     return f"{folder(registry)}/hosts.toml"
@@ -191,8 +201,10 @@ def local_files(settings: Registry) -> tuple[str, ...]:
     )
 
 
-def files(registry: str, settings: Registry, local: Mapping[str, bytes]) -> tuple[File, ...]:
-    """The registry's files, hosts.toml last: what it names is there before it.
+def files(
+    registry: str, settings: Registry, local: Mapping[str, bytes], *, beside_default: bool = False
+) -> tuple[File, ...]:
+    """The registry's files, hosts.toml last: what it names is there before it. `beside_default`: see `folders`.
 
     `local` holds what `local_files` names; what is missing there is left empty. SpecError for a file that containerd
     could not use.
@@ -203,8 +215,13 @@ def files(registry: str, settings: Registry, local: Mapping[str, bytes]) -> tupl
             found[file.path] = file
     secret = any(endpoint.header or endpoint.header_files for _, endpoint in _endpoints(settings))
     text = f"{MARK}\n{toml.dump(_document(registry, settings, local))}"
-    hosts = File(path=hosts_path(registry), content=text.encode(), mode=0o600 if secret else 0o644, secret=secret)
-    return (*found.values(), hosts)
+    return (
+        *found.values(),
+        *(
+            File(path=f"{each}/hosts.toml", content=text.encode(), mode=0o600 if secret else 0o644, secret=secret)
+            for each in folders(registry, beside_default=beside_default)
+        ),
+    )
 
 
 def server_url(registry: str, settings: Registry) -> str:

@@ -160,6 +160,17 @@ def test_an_empty_list_keeps_a_registry_out_of_the_default() -> None:
     assert tomllib.loads(files(state(spec))[DOCKER].content.decode()) == {"server": "https://registry-1.docker.io"}
 
 
+def test_nerdctl_finds_a_registry_beside_the_default() -> None:
+    """It asks for HOST:443 first, and would be given `_default`."""
+    mirrors = {"_default": "https://m", "quay.io": "https://q", "docker.io": "https://d", "x.example:5000": "https://x"}
+    containerd = stage(with_component("containerd", mirrors=mirrors), "containerd")
+    found = {file.path: file.content for file in containerd.files}
+    assert found[f"{CERTS_D}/quay.io_443_/hosts.toml"] == found[f"{CERTS_D}/quay.io/hosts.toml"]
+    assert Directory(path=f"{CERTS_D}/quay.io_443_") in containerd.directories
+    assert [path for path in found if "_443_" in path] == [f"{CERTS_D}/quay.io_443_/hosts.toml"]
+    assert not [path for path in written("quay.io", "https://q") if "_443_" in path]
+
+
 def test_a_registry_that_is_taken_out_loses_its_files_and_what_others_wrote_stays() -> None:
     before = state(with_component("containerd", mirrors={"docker.io": {"ca": "a.pem"}, "quay.io": "https://m"}))
     now = state(with_component("containerd", mirrors={"quay.io": "https://m"}))
