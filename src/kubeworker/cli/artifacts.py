@@ -16,6 +16,7 @@ from kubeworker.errors import InputError
 if TYPE_CHECKING:
     from kubeworker.core.spec import ClusterFile
     from kubeworker.flow.artifacts import Listed
+    from kubeworker.io.blob_store import BlobStore
 
 app = App(name="artifacts", help="Get, check and pack the binaries.")
 
@@ -78,17 +79,21 @@ async def bundle(
     arch: Arch = None,
     json_events: JsonEvents = False,
 ) -> None:
-    """Pack the artifacts and their pins into one .tar.gz for a site without internet.
+    """Pack artifacts, their pins and the image archives of cluster.yaml into one .tar.gz for a site without internet.
+
+    No key, token or kubeconfig is in it.
 
     Args:
         out: The bundle to write.
         file: The cluster file; paths in it are relative to it.
-        only: Only these artifacts, by name.
+        only: Only these artifacts, by name, and no images.
         arch: The nodes' architecture; default: this machine's.
         json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.progress import size
     from kubeworker.cli.report import reporting
+    from kubeworker.components import discover
+    from kubeworker.core.desired import archives
     from kubeworker.flow.artifact_bundle import bundle as pack
     from kubeworker.flow.artifacts import resolve
     from kubeworker.io.blob_store import BlobStore
@@ -97,23 +102,61 @@ async def bundle(
     store = BlobStore.default()
     with reporting(json_events=json_events) as report:
         blobs = await resolve(file, cluster, artifacts, architecture=arch, report=report, store=store)
-        written = await pack(file, artifacts, blobs, out, store=store)
-    sys.stdout.write(f"{out}: {len(blobs)} artifacts, {size(written)}\n")
+        images = () if only else archives(cluster, discover())
+        written = await pack(file, artifacts, blobs, images, out, store=store)
+    packed = f"{len(blobs)} artifacts, {len(images)} image archives, {size(written.size)}"
+    sys.stdout.write(f"{out}: {packed}\nsha256 {written.sha256}\n")
 
 
 @app.command(name="import")
-async def import_(source: Annotated[Path, Parameter(name="BUNDLE")], /, *, file: File = DEFAULT_FILE) -> None:
-    """Put a bundle's artifacts into the cache and its pins into kubeworker.lock, for `sources: [cache]`.
+async def import_(
+    source: Annotated[Path, Parameter(name="BUNDLE")],
+    /,
+    *,
+    file: File = DEFAULT_FILE,
+    sha256: Annotated[str, Parameter(name="--sha256", negative="", show_default=False)] = "",
+) -> None:
+    """Put a bundle's artifacts into the cache, its pins into kubeworker.lock, its images where cluster.yaml names them.
+
+    A bundle with a single changed bit is refused before anything is changed. With `artifacts: {sources: [cache]}` no
+    command looks anywhere else afterwards.
 
     Args:
         source: What `artifacts bundle` wrote.
-        file: The cluster file that kubeworker.lock belongs to.
+        file: This site's cluster file; kubeworker.lock lies beside it.
+        sha256: Refuse the bundle unless the file has this hash, which `artifacts bundle` printed.
     """
+    from kubeworker.cli.spec import load_cluster
+    from kubeworker.components import discover
+    from kubeworker.core.desired import archives
     from kubeworker.flow.artifact_bundle import unbundle
     from kubeworker.io.blob_store import BlobStore
 
-    names = await unbundle(file, source, store=BlobStore.default())
-    sys.stdout.write(f"{source}: {len(names)} artifacts in the cache: {', '.join(names)}\n")
+    cluster, store = load_cluster(file), BlobStore.default()
+    brought = await unbundle(file, archives(cluster, discover()), source, sha256=sha256, store=store)
+    lines = [
+        f"{source}: {len(brought.artifacts)} artifacts in the cache: {', '.join(brought.artifacts)}",
+        *(f"{path}: images of the bundle" for path in brought.images),
+        *(f"{path}: left out, {file} does not name it" for path in brought.unnamed),
+        *(f"still missing for {file}: {name}" for name in _missing(file, cluster, store)),
+    ]
+    if others := [each for each in cluster.artifacts.sources if each != "cache"]:
+        lines.append(f"artifacts.sources in {file} names {', '.join(others)} too: sources: [cache] looks nowhere else")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _missing(file: Path, cluster: ClusterFile, store: BlobStore) -> tuple[str, ...]:
+    """What the cluster needs and this host has not: artifacts by name, image archives by path."""
+    from kubeworker.components import discover
+    from kubeworker.core.desired import archives
+    from kubeworker.flow.artifacts import listed
+
+    _, artifacts = _artifacts(file, ())
+    found = listed(file, artifacts, store=store)
+    had = {each.artifact.name for each in found if each.state == "in the cache"}
+    names = dict.fromkeys(each.artifact.name for each in found if each.artifact.name not in had)
+    paths = (path for path in archives(cluster, discover()) if not Path(path).is_file())
+    return (*names, *paths)
 
 
 def _artifacts(file: Path, only: Sequence[str]) -> tuple[ClusterFile, tuple[Artifact, ...]]:

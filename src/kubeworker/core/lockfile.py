@@ -17,6 +17,8 @@ import tomli_w
 from kubeworker.core.artifact import Architecture
 from kubeworker.errors import ArtifactError, InputError
 
+NAME = "kubeworker.lock"
+"""The file, beside cluster.yaml."""
 FORMAT = 1
 HEADER = "# Written by kubeworker: the bytes that each artifact must have. Keep it in version control.\n"
 UPDATE = "kubeworker artifacts fetch --update-lock"

@@ -38,5 +38,7 @@ def member(name: str, content: bytes, *, mode: int = 0o600) -> bytes:
     return gzip.compress(header(name, len(content), mode=mode) + content + padding(len(content)), LEVEL, mtime=0)
 
 
-END = gzip.compress(bytes(2 * _BLOCK), LEVEL, mtime=0)
-"""The end-of-archive marker (two zero blocks) as one gzip member."""
+END_OF_ARCHIVE = bytes(2 * _BLOCK)
+"""Two zero blocks."""
+END = gzip.compress(END_OF_ARCHIVE, LEVEL, mtime=0)
+"""The same as one gzip member."""

@@ -1,103 +1,143 @@
-"""Artifacts for a site without internet: one .tar.gz with the lock file's pins and the bytes they name."""
+"""`artifacts bundle` and `import`: all that a site without internet needs of one cluster, in one file.
+
+Binaries, charts and what renders them go into the cache and are pinned in kubeworker.lock; image archives go to the
+places that the site's own cluster.yaml names. The cluster's keys, its kubeconfig and cluster.yaml itself are not in a
+bundle: they are the operator's to carry.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
+import os
 import shutil
-import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from kubeworker.core import lockfile, tar_stream
+from kubeworker.core import bundle as form
+from kubeworker.core import lockfile
 from kubeworker.core.artifact import Artifact
+from kubeworker.core.bundle import ImageFile
 from kubeworker.core.lockfile import Lock
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError
-from kubeworker.flow.artifact_run import LOCK_NAME, change_lock, read_lock
+from kubeworker.errors import ArtifactError, InputError
+from kubeworker.flow.artifact_run import change_lock, read_lock
 from kubeworker.flow.artifacts import lock_path
+from kubeworker.io import bundle_file, oci_archive
 from kubeworker.io.blob_store import BlobStore
+from kubeworker.io.bundle_file import Opened, Written
 
-_BLOB = re.compile(r"sha256-([0-9a-f]{64})")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What an import brought."""
+
+    artifacts: tuple[str, ...]
+    images: tuple[Path, ...]
+    """Archives that are now where cluster.yaml names them."""
+    unnamed: tuple[str, ...]
+    """Archives of the bundle that this cluster.yaml does not name; they were left out."""
 
 
 async def bundle(
-    cluster_file: Path, artifacts: Sequence[Artifact], blobs: Mapping[str, Blob], out: Path, *, store: BlobStore
-) -> int:
-    """Write the bundle of these artifacts, which `resolve` just got; its size in bytes."""
+    cluster_file: Path,
+    artifacts: Sequence[Artifact],
+    blobs: Mapping[str, Blob],
+    archives: Sequence[str],
+    out: Path,
+    *,
+    store: BlobStore,
+) -> Written:
+    """Write the bundle of these artifacts, which `resolve` just got, and of these image archives on this host."""
     names, digests = {artifact.name for artifact in artifacts}, {blob.sha256 for blob in blobs.values()}
     entries = read_lock(lock_path(cluster_file)).entries
     pinned = {key: entry for key, entry in entries.items() if key.artifact in names and entry.sha256 in digests}
+    images: list[ImageFile] = []
+    for path in dict.fromkeys(archives):
+        archive = await asyncio.to_thread(oci_archive.read, Path(path), store)
+        images.append(ImageFile(path=portable(path, cluster_file), blob=archive.blob))
+    index = form.index(tuple(blobs.values()), tuple(images))
     lock = lockfile.render(Lock(entries=pinned)).encode()
-    distinct = sorted({blob.sha256: blob for blob in blobs.values()}.items())
-    temporary = out.with_name(f".{out.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(tar_stream.member(LOCK_NAME, lock, mode=0o644))
-            for _, blob in distinct:
-                with (await asyncio.to_thread(store.tar_member, blob)).open("rb") as member:
-                    await asyncio.to_thread(shutil.copyfileobj, member, file)
-            file.write(tar_stream.END)
-        temporary.replace(out)
-    except OSError as error:
-        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(out)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return out.stat().st_size
+    return await asyncio.to_thread(bundle_file.write, out, index, lock, store.tar_member)
 
 
-async def unbundle(cluster_file: Path, source: Path, *, store: BlobStore) -> tuple[str, ...]:
-    """Put a bundle's bytes into the cache and its pins into the lock file; the names of the artifacts.
+async def unbundle(
+    cluster_file: Path, archives: Sequence[str], source: Path, *, sha256: str = "", store: BlobStore
+) -> Imported:
+    """Put everything of a bundle in its place. `archives` are the image archives that this host's cluster.yaml names.
 
-    ArtifactError, before anything is pinned, when a file's bytes are not what its name says, when one that is pinned
-    is not there, or when the lock file already pins other bytes.
+    ArtifactError or InputError, before anything is changed, when the bundle is not whole, when the lock file already
+    pins other bytes, or when another file lies in an image archive's place. `sha256`, if given, is the whole file's.
     """
-    lock, blobs = await asyncio.to_thread(_read, source, store)
-    absent = [key.artifact for key, entry in lock.entries.items() if entry.sha256 not in blobs]
-    if absent:
-        raise ArtifactError(f"lacks the bytes of {', '.join(absent)}", subject=str(source))
+    opened = await asyncio.to_thread(bundle_file.open_, source)
+    if sha256 and opened.sha256 != sha256.lower():
+        hint = "this is another bundle than the one that was meant: ask its maker for the hash that was printed"
+        raise ArtifactError(f"has sha256 {opened.sha256}, not {sha256}", subject=str(source), hint=hint)
+    lock = _lock(opened)
 
     def merged(mine: Lock) -> Lock:
         for key, entry in sorted(lock.entries.items()):
             mine = lockfile.pin(mine, key, entry, update=False, place=str(source))
         return mine
 
+    merged(read_lock(lock_path(cluster_file)))
+    places = {portable(path, cluster_file): Path(path) for path in archives}
+    wanted = {places[image.path]: image.blob for image in opened.index.images if image.path in places}
+    missing = {path: blob for path, blob in wanted.items() if not _is_there(path, blob, store)}
+    await asyncio.to_thread(bundle_file.unpack, opened, store)
+    for path, blob in missing.items():
+        await asyncio.to_thread(_place, store.path(blob), path)
     await change_lock(store, lock_path(cluster_file), merged)
-    return tuple(dict.fromkeys(key.artifact for key in sorted(lock.entries)))
+    return Imported(
+        artifacts=tuple(dict.fromkeys(key.artifact for key in sorted(lock.entries))),
+        images=tuple(wanted),
+        unnamed=tuple(image.path for image in opened.index.images if image.path not in places),
+    )
 
 
-def _read(source: Path, store: BlobStore) -> tuple[Lock, set[str]]:
-    lock, blobs = Lock(entries={}), set[str]()
+def portable(path: str, cluster_file: Path) -> str:
+    """A path of this host as another host knows it: relative to cluster.yaml's folder where it lies below it."""
     try:
-        with tarfile.open(source) as archive:
-            for entry in archive:
-                file = archive.extractfile(entry) if entry.isreg() else None
-                if file is None:
-                    raise ArtifactError(f"holds {entry.name!r}, which is no file", subject=str(source))
-                if entry.name == LOCK_NAME:
-                    lock = lockfile.parse(file.read().decode(), subject=f"{source}: {LOCK_NAME}")
-                elif match := _BLOB.fullmatch(entry.name):
-                    _take(file, match[1], store, source)
-                    blobs.add(match[1])
-                else:
-                    raise ArtifactError(f"holds {entry.name!r}, which belongs in no bundle", subject=str(source))
-    except (OSError, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"can't be read: {error}", subject=str(source), hint="copy it again: it may have been cut short"
-        ) from error
-    if not lock.entries:
-        raise ArtifactError(f"holds no {LOCK_NAME}", subject=str(source), hint="make it with: artifacts bundle FILE")
-    return lock, blobs
+        return str(Path(path).relative_to(cluster_file.absolute().parent))
+    except ValueError:
+        return path
 
 
-def _take(file: IO[bytes], digest: str, store: BlobStore, source: Path) -> None:
-    with store.work() as work:
-        with (work / "blob").open("wb") as copy:
-            shutil.copyfileobj(file, copy)
-        found = store.hash_file(work / "blob")
-        if found.sha256 != digest:
-            raise ArtifactError(
-                f"its file sha256-{digest} has sha256 {found.sha256}", subject=str(source), hint="copy it again"
-            )
-        store.adopt(work / "blob", found)
+def _lock(opened: Opened) -> Lock:
+    """The bundle's pins, every one of them with its bytes."""
+    lock = lockfile.parse(opened.lock, subject=f"{opened.path}: {lockfile.NAME}")
+    digests = {blob.sha256 for blob in opened.index.blobs}
+    absent = [key.artifact for key, entry in lock.entries.items() if entry.sha256 not in digests]
+    if absent:
+        raise ArtifactError(f"lacks the bytes of {', '.join(absent)}", subject=str(opened.path))
+    return lock
+
+
+def _is_there(path: Path, blob: Blob, store: BlobStore) -> bool:
+    """Whether the archive lies in its place already; InputError where another file does."""
+    if not path.exists():
+        return False
+    if not path.is_file() or store.hash_file(path) != blob:
+        hint = "move it away if it may go: the bundle has another one for this place"
+        raise InputError("is there already, with other bytes than the bundle's", subject=str(path), hint=hint)
+    return True
+
+
+def _place(blob: Path, path: Path) -> None:
+    """Copy a blob to where cluster.yaml names it; the file appears whole."""
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as out, blob.open("rb") as file:
+            shutil.copyfileobj(file, out, 1 << 20)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        hint = "cluster.yaml names this place (components.containerd.preload_images): make it writable, or name another"
+        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(path), hint=hint) from error

@@ -19,7 +19,7 @@ from kubeworker.flow.events import ArtifactReady, Note, Reporter, Transfer, Warn
 from kubeworker.io import binary
 from kubeworker.io.blob_store import BlobDamaged, BlobStore, write_atomically
 
-LOCK_NAME = "kubeworker.lock"
+LOCK_NAME = lockfile.NAME
 
 _BETWEEN_REPORTS = 0.1
 """Seconds between two progress events of one transfer."""

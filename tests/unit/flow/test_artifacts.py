@@ -12,7 +12,6 @@ from kubeworker.core.lockfile import Key
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, InputError
 from kubeworker.flow import artifacts as flow
-from kubeworker.flow.artifact_bundle import bundle, unbundle
 from kubeworker.flow.events import ArtifactReady, Warning_
 from kubeworker.io.binary import host_architecture
 
@@ -194,46 +193,6 @@ async def test_listing_tells_pinned_from_damaged_from_unpinned(site: Site, local
     assert [each.state for each in flow.listed(path, wanted, store=site.store)] == ["in the cache", "not pinned"]
     damage(site.store.path(blobs["bash"]))
     assert flow.listed(path, wanted, store=site.store)[0].state == "damaged"
-
-
-# -- bundles ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def packed(site: Site, local: Path, tmp_path: Path) -> Path:
-    wanted = [shell_artifact()]
-    blobs = await site.resolve(wanted, sources=["local"], local=str(local))
-    out = tmp_path / "bundle.tar.gz"
-    await bundle(site.directory / "cluster.yaml", wanted, blobs, out, store=site.store)
-    return out
-
-
-async def test_a_bundle_is_all_that_an_air_gapped_site_needs(site: Site, packed: Path, tmp_path: Path) -> None:
-    away = Site.at(tmp_path / "away")
-    names = await unbundle(away.directory / "cluster.yaml", packed, store=away.store)
-    assert names == ("bash",)
-    assert away.pins == site.pins
-    blobs = await away.resolve([shell_artifact()], sources=["cache"])
-    assert away.store.path(blobs["bash"]).read_bytes() == SHELL.read_bytes()
-
-
-async def test_a_cut_bundle_is_refused(packed: Path, tmp_path: Path) -> None:
-    packed.write_bytes(packed.read_bytes()[:-5000])
-    away = Site.at(tmp_path / "away")
-    with pytest.raises(ArtifactError) as caught:
-        await unbundle(away.directory / "cluster.yaml", packed, store=away.store)
-    assert caught.value.subject == str(packed)
-    assert not away.lock_path.exists()
-
-
-async def test_a_bundle_against_the_lock_file_is_refused(site: Site, packed: Path, tmp_path: Path) -> None:
-    away = Site.at(tmp_path / "away")
-    pinned = next(iter(site.pins.values())).sha256
-    away.lock_path.write_text(site.lock_path.read_text().replace(pinned, "f" * 64))
-    with pytest.raises(ArtifactError) as caught:
-        await unbundle(away.directory / "cluster.yaml", packed, store=away.store)
-    assert "f" * 64 in str(caught.value)
-    assert pinned in str(caught.value)
 
 
 async def test_pins_are_per_kind_of_source(site: Site, local: Path) -> None:
