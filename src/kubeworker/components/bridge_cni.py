@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,12 +12,14 @@ from kubeworker.core.artifact import Artifact, GoBuild, Release, cni_ldflags
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import unit
 from kubeworker.core.model import (
+    Absent,
     Check,
     Deferred,
     Directory,
     File,
     NodeCommand,
     RequireCommand,
+    RequireMasquerade,
     Requirement,
     RequireModule,
     RequireSysctl,
@@ -38,11 +40,13 @@ class Config(ComponentConfig):
 _BIN_DIR = "/opt/cni/bin"
 _CONFLIST = "/etc/cni/net.d/10-kubeworker.conflist"
 _ROUTES = "/etc/kubeworker/routes"
-_MASQUERADE = "/etc/kubeworker/masquerade.nft"
+_MASQUERADE = {"nft": "/etc/kubeworker/masquerade.nft", "iptables": "/etc/kubeworker/masquerade.iptables"}
+"""By the command that reads it: `Facts.masquerade`."""
 _UNIT = "kubeworker-routes.service"
 _PROTOCOL = 171
 """Routes carry this number (rtnetlink(7), rtm_protocol; none of /etc/iproute2/rt_protos), so that ours are known."""
 _TABLE = "kubeworker"
+_CHAIN = "KUBEWORKER-MASQUERADE"
 
 _PLUGINS = {
     "bridge": "main/bridge",
@@ -85,7 +89,7 @@ _REQUIREMENTS: tuple[Requirement, ...] = (
         fix="modprobe br_netfilter; sysctl -w net.bridge.bridge-nf-call-iptables=1, "
         "or components.host: {load_modules: true, sysctls: true}",
     ),
-    # For the masquerade rule; the portmap plugin uses iptables or nft, whichever it finds.
+    # The portmap plugin uses iptables or nft, whichever it finds.
     RequireCommand(name="nft", package="nftables"),
 )
 
@@ -94,33 +98,41 @@ def _stage(context: Context[Config]) -> Stage:
     binaries = tuple(
         binary(artifact, _BIN_DIR, context.blobs) for artifact in _artifacts(context.cluster, context.config)
     )
+    command = context.facts.masquerade
+    paths = (_CONFLIST, _ROUTES, _MASQUERADE[command])
     files = _files(context) if context.facts.pod_cidr else ()
     reason = "the node's podCIDR is known once it has joined"
     return Stage(
         component="bridge_cni",
-        requirements=_REQUIREMENTS,
+        requirements=(*_REQUIREMENTS, RequireMasquerade(family=_family(context.cluster))),
         directories=tuple(Directory(path=path) for path in (_BIN_DIR, "/etc/cni/net.d", "/etc/kubeworker")),
         binaries=binaries,
         files=files,
-        deferred=() if files else tuple(Deferred(path=path, reason=reason) for path in _PATHS),
-        units=(Unit(name=_UNIT, content=_unit_file(context.cluster), reload_on=(_ROUTES, _MASQUERADE), oneshot=True),),
+        absent=tuple(
+            Absent(path=path, reason=f"this kernel takes such rules from {command}")
+            for other, path in _MASQUERADE.items()
+            if other != command
+        ),
+        deferred=() if files else tuple(Deferred(path=path, reason=reason) for path in paths),
+        units=(
+            Unit(
+                name=_UNIT, content=_unit_file(context.cluster), reload_on=(_ROUTES, _MASQUERADE[command]), oneshot=True
+            ),
+        ),
     )
-
-
-_PATHS = (_CONFLIST, _ROUTES, _MASQUERADE)
 
 
 def _files(context: Context[Config]) -> tuple[File, ...]:
     return (
         File(path=_CONFLIST, content=(json.dumps(_conflist(context), indent=2) + "\n").encode()),
         File(path=_ROUTES, content=_routes(context).encode()),
-        File(path=_MASQUERADE, content=_masquerade(context).encode()),
+        File(path=_MASQUERADE[context.facts.masquerade], content=_masquerade(context).encode()),
     )
 
 
 def _conflist(context: Context[Config]) -> dict[str, Any]:
     cidr = context.facts.pod_cidr
-    everywhere = "::/0" if _ipv6(context.cluster) else "0.0.0.0/0"
+    everywhere = "::/0" if _family(context.cluster) == "ip6" else "0.0.0.0/0"
     bridge: dict[str, Any] = {
         "type": "bridge",
         "bridge": "kw0",
@@ -153,9 +165,20 @@ def _masquerade(context: Context[Config]) -> str:
 
     The bridge plugin's own ipMasq would hide a pod's address from pods on other nodes too.
     """
-    cidr = context.facts.pod_cidr
-    ip, multicast = ("ip6", "ff00::/8") if _ipv6(context.cluster) else ("ip", "224.0.0.0/4")
-    inside = f"{{ {context.cluster.cluster.cluster_cidr}, {multicast} }}"
+    cidr, ip = context.facts.pod_cidr, _family(context.cluster)
+    cluster_cidr = context.cluster.cluster.cluster_cidr
+    multicast = "ff00::/8" if ip == "ip6" else "224.0.0.0/4"
+    if context.facts.masquerade == "iptables":
+        return f"""\
+# For iptables-restore --noflush, which empties a chain that it declares. The unit has POSTROUTING jump to it.
+*nat
+:{_CHAIN} - [0:0]
+-A {_CHAIN} -d {cluster_cidr} -j RETURN
+-A {_CHAIN} -d {multicast} -j RETURN
+-A {_CHAIN} -s {cidr} -j MASQUERADE
+COMMIT
+"""
+    inside = f"{{ {cluster_cidr}, {multicast} }}"
     return f"""\
 # Added and deleted first, so that this file replaces the table whether or not it is there.
 table {ip} {_TABLE}
@@ -169,20 +192,27 @@ table {ip} {_TABLE} {{
 """
 
 
-def _ipv6(cluster: ClusterFile) -> bool:
-    return ipaddress.ip_network(cluster.cluster.cluster_cidr).version == 6
+def _family(cluster: ClusterFile) -> Literal["ip", "ip6"]:
+    return "ip6" if ipaddress.ip_network(cluster.cluster.cluster_cidr).version == 6 else "ip"
 
 
 def _unit_file(cluster: ClusterFile) -> str:
-    option, table = ("-6", "ip6") if _ipv6(cluster) else ("-4", "ip")
-    # The files come after the node has joined; until then there is nothing to do.
+    family = _family(cluster)
+    option, iptables = ("-6", "ip6tables") if family == "ip6" else ("-4", "iptables")
+    nft_file, iptables_file = _MASQUERADE["nft"], _MASQUERADE["iptables"]
+    table, jump = f"{iptables} -w -t nat", f"POSTROUTING -j {_CHAIN}"
+    # The files come after the node has joined, and only one of the last two; what is not there is nothing to do.
     apply = (
         _shell(f"[ ! -e {_ROUTES} ] || ip {option} -batch {_ROUTES}"),
-        _shell(f"[ ! -e {_MASQUERADE} ] || nft -f {_MASQUERADE}"),
+        _shell(f"[ ! -e {nft_file} ] || nft -f {nft_file}"),
+        _shell(f"[ ! -e {iptables_file} ] || {iptables}-restore -w --noflush {iptables_file}"),
+        _shell(f"[ ! -e {iptables_file} ] || {table} -C {jump} 2> /dev/null || {table} -A {jump}"),
     )
     undo = (
         _shell(f"ip {option} route flush proto {_PROTOCOL}", prefix="-"),
-        _shell(f"nft delete table {table} {_TABLE}", prefix="-"),
+        _shell(f"[ ! -e {nft_file} ] || nft delete table {family} {_TABLE}", prefix="-"),
+        _shell(f"[ ! -e {iptables_file} ] || {table} -D {jump}", prefix="-"),
+        _shell(f"[ ! -e {iptables_file} ] || {{ {table} -F {_CHAIN}; {table} -X {_CHAIN}; }}", prefix="-"),
     )
     return unit.dump(
         {
@@ -204,7 +234,7 @@ def _unit_file(cluster: ClusterFile) -> str:
 
 
 def _shell(command: str, *, prefix: str = "") -> unit.Command:
-    """Through sh, which finds `ip` and `nft` wherever the distribution has them."""
+    """Through sh, which finds `ip`, `nft` and `iptables` wherever the distribution has them."""
     return unit.Command(arguments=("/bin/sh", "-c", command), prefix=prefix)
 
 
@@ -214,7 +244,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         *(
             NodeCommand(
                 id=f"bridge_cni.route.{peer.name}",
-                command=("ip", "-6" if _ipv6(context.cluster) else "-4", "route", "show", peer.pod_cidr),
+                command=("ip", "-6" if _family(context.cluster) == "ip6" else "-4", "route", "show", peer.pod_cidr),
                 contains=f"via {peer.address} ",
             )
             for peer in context.facts.peers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +64,8 @@ class Facts:
     kube-proxy's work. kube-proxy is taken away only then, where `replaces_kube_proxy` asks for it."""
     container: str = ""
     """The container manager (systemd-nspawn, lxc) where the node is a container: its kernel is another machine's."""
+    masquerade: Literal["nft", "iptables"] = "nft"
+    """The command that the node's kernel takes rules from which hide source addresses (`RequireMasquerade`)."""
     resolv_conf: str = "/etc/resolv.conf"
     """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
 

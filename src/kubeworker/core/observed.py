@@ -141,6 +141,8 @@ class Observed:
     commands: frozenset[str] = frozenset()
     proxy_modes: Mapping[str, str] = field(default_factory=dict)
     """kube-proxy mode -> "yes" or the reason why the kernel can't."""
+    masquerade: str = ""
+    """nft or iptables: what the kernel takes rules from that hide source addresses; empty: neither, or not asked."""
     leftovers: frozenset[str] = frozenset()
     """Names of the leftovers that are there."""
     marked: frozenset[str] = frozenset()
@@ -242,6 +244,7 @@ class _Reading:
             ),
             commands=frozenset(self.commands),
             proxy_modes=self.proxy_modes,
+            masquerade=values.get("masquerade", ""),
             leftovers=frozenset(self.leftovers),
             marked=frozenset(self.marked),
             images=None if self.images is None else frozenset(self.images),
@@ -256,7 +259,9 @@ class _Reading:
 
     def _line(self, word: str, rest: str, lines: Iterator[str]) -> None:
         match word:
-            case "clock" | "hostname" | "machine-id" | "machine" | "kernel" | "cgroup" | "container" | "client-cert":
+            case "clock" | "hostname" | "machine-id" | "machine" | "kernel" | "cgroup" | "container":
+                self.values[word] = rest
+            case "client-cert" | "masquerade":
                 self.values[word] = rest
             case "s":
                 self._stat(rest)

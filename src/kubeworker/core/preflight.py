@@ -13,6 +13,7 @@ from kubeworker.core.model import (
     RequireClock,
     RequireCommand,
     RequireDisk,
+    RequireMasquerade,
     Requirement,
     RequireModule,
     RequirePort,
@@ -116,6 +117,12 @@ class _Node:
                     yield self.host_owned("swap", f"swap is on: {', '.join(seen.swaps)}", fix)
             case RequireProxyMode(mode=mode):
                 yield from self._proxy_mode(mode)
+            case RequireMasquerade(family=family):
+                if not seen.masquerade:
+                    command = "iptables" if family == "ip" else "ip6tables"
+                    message = f"neither nft nor {command} can hide pods' addresses behind the node's (masquerade)"
+                    fix = f"a kernel with nf_tables or iptable_nat; apt-get install nftables, or {command}"
+                    yield self.host_owned("masquerade", message, fix)
             case RequireClock(skew=allowed):
                 skew = seen.clock - self.control_time
                 if abs(skew) > allowed:

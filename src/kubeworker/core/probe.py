@@ -20,6 +20,7 @@ from kubeworker.core.model import (
     NodeState,
     RequireCommand,
     RequireDisk,
+    RequireMasquerade,
     RequireModule,
     RequirePort,
     RequireProxyMode,
@@ -106,6 +107,7 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _commands(requirements),
         _modules(state, requirements),
         _proxy_modes(requirements),
+        _masquerade(requirements),
         _ports(requirements),
         _disks(requirements, state.bin_dir),
         _units(units),
@@ -274,6 +276,25 @@ printf 'proxy-mode\\t%s\\t%s\\n' {first} "$answer"
   proxy_mode $mode
   printf 'proxy-mode\\t%s\\t%s\\n' "$mode" "$answer"
 done"""
+
+
+def _masquerade(requirements: Iterable[object]) -> str:
+    families = {requirement.family for requirement in requirements if isinstance(requirement, RequireMasquerade)}
+    if not families:
+        return ""
+    # One cluster has one family. nf_tables may be there without it (CONFIG_NF_TABLES_IPV4 off).
+    family = min(families)
+    iptables = "iptables" if family == "ip" else "ip6tables"
+    return f"""masquerade=
+if nft --check --file - > /dev/null 2>&1 <<'KW'
+table {family} kubeworker-probe {{
+  chain a {{ type nat hook postrouting priority srcnat; masquerade; }}
+}}
+KW
+then masquerade=nft
+elif {iptables} -w 5 -t nat -S POSTROUTING > /dev/null 2>&1; then masquerade=iptables
+fi
+field masquerade "$masquerade\""""
 
 
 def _ports(requirements: Iterable[object]) -> str:

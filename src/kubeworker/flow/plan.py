@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -177,8 +177,12 @@ async def _read(session: Session) -> ClusterReading | None:
 async def _compare(session: Session) -> ChartsPlan:
     """The charts' objects; nothing of them where no API answers."""
     if session.kube is None:
-        return ChartsPlan()
-    return await charts.plan(session.kube, session.releases, session.tools, session.request.nodes or None)
+        names = ", ".join(release.chart.component for release in session.releases)
+        text = f"no kube-apiserver answers, so the objects of {names} are not compared"
+        return ChartsPlan(warnings=(text,) if names else ())
+    planned = await charts.plan(session.kube, session.releases, session.tools, session.request.nodes or None)
+    left = await charts.forgotten(session.kube, session.cluster, session.registry)
+    return replace(planned, warnings=(*planned.warnings, *left))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +234,7 @@ def _node_plan(
         peers=_peers(session, objects.nodes, node.name),
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
         container=observed.container,
+        masquerade="iptables" if observed.masquerade == "iptables" else "nft",
         resolv_conf=observed.resolv_conf,
     )
     state = _state(session, node.name, facts, objects.token(node.name))

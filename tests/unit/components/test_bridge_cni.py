@@ -1,15 +1,27 @@
 """Pod networking for nodes of one layer-2 segment."""
 
 import json
+from dataclasses import replace
 
 from tests.unit.samples import checks, cluster, files, reloaded, restarted, stage, state, text, units, with_component
 
+from kubeworker.core import desired
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.model import NodeCommand
 
 PATHS = ("/etc/cni/net.d/10-kubeworker.conflist", "/etc/kubeworker/routes", "/etc/kubeworker/masquerade.nft")
 CONFLIST, ROUTES, MASQUERADE = PATHS
 SECOND = Peer(name="k8s-02", address="172.31.32.72", pod_cidr="172.30.1.0/24")
+IPV6 = cluster(
+    cluster={
+        "apiservers": ["[fd00::1]:6443"],
+        "cluster_cidr": "fd01::/48",
+        "service_cidr": "fd02::/112",
+        "dns_service_ip": "fd02::a",
+    },
+    nodes=[{"name": "k8s-01", "address": "fd00::5"}],
+    cni="bridge",
+)
 KNOWN = Facts(joined=True, pod_cidr="172.30.0.0/24", peers=(SECOND,))
 
 
@@ -57,24 +69,35 @@ def test_pods_keep_their_address_inside_the_cluster_and_hide_it_outside() -> Non
     assert rule in text(state(cluster(cni="bridge"), facts=KNOWN), MASQUERADE)
 
 
+def test_a_kernel_without_nf_tables_gets_the_same_rule_for_iptables() -> None:
+    facts = replace(KNOWN, masquerade="iptables")
+    before, after = state(cluster(cni="bridge")), state(cluster(cni="bridge"), facts=facts)
+    rules = text(after, "/etc/kubeworker/masquerade.iptables").splitlines()
+    assert rules[-5:-1] == [
+        ":KUBEWORKER-MASQUERADE - [0:0]",
+        "-A KUBEWORKER-MASQUERADE -d 172.30.0.0/16 -j RETURN",
+        "-A KUBEWORKER-MASQUERADE -d 224.0.0.0/4 -j RETURN",
+        "-A KUBEWORKER-MASQUERADE -s 172.30.0.0/24 -j MASQUERADE",
+    ]
+    assert MASQUERADE not in files(after)
+    assert sorted(desired.paths(before)) == sorted(desired.paths(after))
+    unit = units(after)["kubeworker-routes.service"]
+    assert "/etc/kubeworker/masquerade.iptables" in unit.reload_on
+    assert MASQUERADE not in unit.reload_on
+    assert unit == replace(units(before)["kubeworker-routes.service"], reload_on=unit.reload_on)
+    with_v6 = state(IPV6, facts=Facts(pod_cidr="fd01:0:0:1::/64", masquerade="iptables"))
+    assert "ip6tables-restore -w --noflush" in units(with_v6)["kubeworker-routes.service"].content
+
+
 def test_the_unit_undoes_what_it_does() -> None:
     content = units(state(cluster(cni="bridge")))["kubeworker-routes.service"].content
-    assert content.count("ExecStart=") == content.count("ExecReload=") == content.count("ExecStop=-") == 2
+    assert content.count("ExecStart=") == content.count("ExecReload=") == content.count("ExecStop=-") == 4
     assert "nft delete table ip kubeworker" in content
     assert "ip -4 route flush proto 171" in content
 
 
 def test_ipv6_has_its_own_words() -> None:
-    spec = cluster(
-        cluster={
-            "apiservers": ["[fd00::1]:6443"],
-            "cluster_cidr": "fd01::/48",
-            "service_cidr": "fd02::/112",
-            "dns_service_ip": "fd02::a",
-        },
-        nodes=[{"name": "k8s-01", "address": "fd00::5"}],
-        cni="bridge",
-    )
+    spec = IPV6
     facts = Facts(pod_cidr="fd01:0:0:1::/64")
     assert "ip6 saddr fd01:0:0:1::/64 ip6 daddr != { fd01::/48, ff00::/8 } masquerade" in text(
         state(spec, facts=facts), MASQUERADE

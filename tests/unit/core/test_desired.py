@@ -212,6 +212,7 @@ FACTS = st.builds(
     joined=st.booleans(),
     pod_cidr=CIDRS,
     peers=PEERS,
+    masquerade=st.sampled_from(["nft", "iptables"]),
     resolv_conf=st.sampled_from(["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"]),
 )
 EVERYTHING = {

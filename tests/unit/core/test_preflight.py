@@ -14,6 +14,7 @@ from kubeworker.core.model import (
     RequireClock,
     RequireCommand,
     RequireDisk,
+    RequireMasquerade,
     Requirement,
     RequireModule,
     RequirePort,
@@ -61,6 +62,7 @@ def test_a_machine_that_has_everything_is_left_alone() -> None:
         RequireSysctl(key="net.ipv4.ip_forward", value="1", fix="sysctl"),
         RequireSwapOff(),
         RequireProxyMode(mode="nftables"),
+        RequireMasquerade(family="ip"),
         RequireClock(skew=5),
         RequireCgroup(versions=(2,), why="KEP-5573"),
         modules=(Module(name="br_netfilter"),),
@@ -72,6 +74,7 @@ def test_a_machine_that_has_everything_is_left_alone() -> None:
         modules={"overlay": "builtin", "br_netfilter": "available"},
         sysctls={"net.ipv4.ip_forward": "1"},
         proxy_modes={"nftables": "yes"},
+        masquerade="iptables",
     )
     assert found(wanted, observed, control_time=observed.clock + 4, architecture="amd64") == ()
 
@@ -193,6 +196,7 @@ def test_another_architecture_is_refused() -> None:
         (RequireSwapOff(), {"swaps": ("/dev/sda2",)}),
         (RequireModule(name="overlay", why="images"), {}),
         (RequireProxyMode(mode="ipvs"), {"proxy_modes": {"ipvs": "no module"}}),
+        (RequireMasquerade(family="ip"), {}),
         (RequireCgroup(versions=(2,), why="x"), {"cgroup": 1}),
     ],
 )

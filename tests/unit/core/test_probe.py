@@ -26,6 +26,7 @@ from kubeworker.core.model import (
     NodeState,
     RequireCommand,
     RequireDisk,
+    RequireMasquerade,
     RequireModule,
     RequirePort,
     RequireProxyMode,
@@ -273,6 +274,7 @@ def test_the_machine_is_described(shell: str, tmp_path: Path, home: Path) -> Non
                 RequireDisk(path=str(tmp_path / "not" / "there"), free=1),
                 RequireSysctl(key="kernel.ostype", value="Linux", fix=""),
                 RequireModule(name="no_such_module", why="test"),
+                RequireMasquerade(family="ip6"),
             ),
             modules=(Module(name="no_such_module"),),
             sysctls=(Sysctl(key="net.ipv4.ip_forward", value="1"), Sysctl(key="no.such.key", value="1")),
@@ -287,6 +289,7 @@ def test_the_machine_is_described(shell: str, tmp_path: Path, home: Path) -> Non
     assert seen.sysctls["kernel.ostype"] == "Linux"
     assert "no.such.key" not in seen.sysctls
     assert seen.modules == {"no_such_module": "missing"}
+    assert seen.masquerade in {"nft", "iptables", ""}
     disk = seen.disks[str(tmp_path / "not" / "there")]
     assert abs(disk.free - shutil.disk_usage(tmp_path).free) < 2**30
     assert disk.mount == seen.disks[str(tmp_path / "bin")].mount
@@ -338,6 +341,7 @@ def everything() -> NodeState:
                 RequireModule(name="overlay", why="images"),
                 RequireSysctl(key="net.ipv4.ip_forward", value="1", fix=""),
                 RequireProxyMode(mode="ipvs"),
+                RequireMasquerade(family="ip"),
             ),
             modules=(Module(name="br_netfilter"), Module(name="overlay")),
             sysctls=(Sysctl(key="net.ipv4.ip_forward", value="1"),),
