@@ -19,7 +19,7 @@ from kubeworker.core.artifact import (
 )
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import toml, unit, yaml
-from kubeworker.core.horizon import CNI_BIN_DIR, at_least, warning
+from kubeworker.core.horizon import CNI_BIN_DIR, REGISTRY_CREDENTIALS, at_least, warning
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
     Absent,
@@ -349,7 +349,17 @@ def _local_files(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
 def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
     deprecated = cluster.profile == "guide" and at_least(cluster.versions.containerd, CNI_BIN_DIR.deprecated)
     cni = (warning(CNI_BIN_DIR, cluster.versions.containerd),) if deprecated else ()
-    return (*cni, *_unproven_hosts(cluster, config))
+    outdated = {"configs", "auths"} & _registry_settings(config).keys()
+    credentials = (warning(REGISTRY_CREDENTIALS, cluster.versions.containerd),) if outdated else ()
+    return (*cni, *credentials, *_unproven_hosts(cluster, config))
+
+
+def _registry_settings(config: Config) -> Mapping[str, Any]:
+    """What the operator's own `config` says of registries in config.toml."""
+    found: Any = config.config
+    for key in ("plugins", _IMAGES, "registry"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _unproven_hosts(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
@@ -441,7 +451,13 @@ def _mirror_checks(context: Context[Config]) -> Iterator[Check]:
         yield from registry_hosts.pulls(name, registry, f"{bin_dir}/ctr", context.config.sandbox_image)
 
 
-def _validate(cluster: ClusterFile, _config: Config) -> None:
+def _validate(cluster: ClusterFile, config: Config) -> None:
+    if _registry_settings(config).get("mirrors"):
+        raise SpecError(
+            "registry.mirrors can't stand beside config_path: containerd would not load its image service",
+            subject="components.containerd.config",
+            hint="name them in components.containerd.mirrors",
+        )
     if not at_least(cluster.versions.containerd, "2.0.0"):
         raise SpecError(
             f"containerd {cluster.versions.containerd} does not read config version 3",

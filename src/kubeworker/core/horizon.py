@@ -61,8 +61,16 @@ CONFIG_V3 = Horizon(
     way_out="still read by 2.3, which migrates it to version 4 in memory",
     source="containerd RELEASES.md, daemon configuration",
 )
+REGISTRY_CREDENTIALS = Horizon(
+    what="containerd options registry.configs and registry.auths",
+    software="containerd",
+    deprecated="1.5.0",
+    removed="2.2.0",
+    way_out="header_files of components.containerd.mirrors (no restart), or imagePullSecrets",
+    source="containerd pkg/deprecation, cri-registry-configs and cri-registry-auths",
+)
 
-TABLE = (IPVS, CGROUP_V1, POD_INFRA_IMAGE, CNI_BIN_DIR, CONFIG_V3)
+TABLE = (IPVS, CGROUP_V1, POD_INFRA_IMAGE, CNI_BIN_DIR, CONFIG_V3, REGISTRY_CREDENTIALS)
 
 
 def at_least(version: str, floor: str) -> bool:

@@ -172,3 +172,19 @@ def test_a_setting_that_toml_cant_say_is_refused() -> None:
     with pytest.raises(SpecError, match="can't be written as TOML") as caught:
         state(with_component("containerd", config={"imports": [None]}))
     assert caught.value.subject == "components.containerd.config"
+
+
+def registry_config(**settings: Any) -> dict[str, Any]:
+    return {"config": {"plugins": {"io.containerd.cri.v1.images": {"registry": settings}}}}
+
+
+def test_mirrors_of_the_old_kind_are_refused() -> None:
+    with pytest.raises(SpecError, match="can't stand beside config_path"):
+        desired.validate_components(with_component("containerd", **registry_config(mirrors={"a": {}})), REGISTRY)
+
+
+def test_a_plan_warns_of_credentials_in_the_config_file() -> None:
+    spec = with_component("containerd", **registry_config(configs={"a": {"auth": {"username": "x"}}}))
+    (said,) = (text for text in desired.warnings(spec, REGISTRY) if "registry.configs" in text)
+    assert said.startswith("containerd 1.5 deprecates and 2.2 removes or switches off")
+    assert not [text for text in desired.warnings(cluster(), REGISTRY) if "registry.configs" in text]
