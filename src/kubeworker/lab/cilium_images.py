@@ -38,11 +38,11 @@ _SCRIPTS = (
 _LINKS = {"usr/bin/cilium": "cilium-dbg", "usr/bin/clang": "clang-19"}
 _DROPPED = (
     # Of no use in a container,
-    "usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/cache", "var/lib/apt/lists",
+    "usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/lib/apt/lists",
     # or of this host, or of the moment of building.
-    "etc/hostname", "etc/resolv.conf", "etc/machine-id", "var/log",
+    "etc/hostname", "etc/resolv.conf", "etc/machine-id",
 )  # fmt: skip
-_EMPTY = ("dev", "proc", "run", "sys", "tmp")
+_EMPTY = ("dev", "proc", "run", "sys", "tmp", "var/cache", "var/log")
 
 
 def ensure(folder: Path, binaries: Mapping[str, Path], report: Reporter) -> dict[str, Path]:
@@ -97,8 +97,6 @@ def _fill(tree: Path, binaries: Mapping[str, Path], source: Path) -> None:
         path = tree / name
         if path.exists() or path.is_symlink():
             cache.remove(path)
-    for path in (tree / "var/cache", tree / "var/log"):
-        path.mkdir(mode=0o755)
     _forget_the_day(tree / "etc")
     places = {cilium.LOOPBACK: "cni/loopback", "cilium-cni": "opt/cni/bin/cilium-cni"}
     for name, binary in binaries.items():
