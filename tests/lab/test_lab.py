@@ -148,7 +148,7 @@ def test_machines_know_their_names_and_have_identities_of_their_own(lab: LabStat
 
 
 def test_machines_have_a_bpf_file_system_of_their_own_below_a_read_only_sys(lab: LabState) -> None:
-    script = "stat -f -c %t /sys/fs/bpf; stat -c %d /sys/fs/bpf; touch /sys/x 2>&1 || mkdir /sys/fs/bpf/mine"
+    script = "cd /sys/fs/bpf; stat -f -c %t .; stat -c %d .; touch /sys/x 2>&1; mkdir mine && rmdir mine"
     told = {each.name: sh(lab, each.name, script).splitlines() for each in lab.machines}
     assert {lines[0] for lines in told.values()} == {"cafe4a11"}  # BPF_FS_MAGIC (statfs(2))
     assert len({lines[1] for lines in told.values()}) == len(lab.machines)
