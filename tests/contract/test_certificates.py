@@ -261,6 +261,47 @@ async def test_denied_and_failed_requests_say_why(
     assert "SignerValidationFailure" in row["detail"]
 
 
+async def test_a_request_that_may_not_be_approved_does_not_hold_up_the_others(
+    control_plane: ControlPlane, kube: Kube, tmp_path: Path
+) -> None:
+    """A user who may do all but approve for kubelets' signers: the API server looks at that per signer."""
+    group = {"apiGroup": "rbac.authorization.k8s.io"}
+    rules = [
+        {"apiGroups": ["", "coordination.k8s.io"], "resources": ["*"], "verbs": ["*"]},
+        {
+            "apiGroups": ["certificates.k8s.io"],
+            "resources": ["certificatesigningrequests", "certificatesigningrequests/approval"],
+            "verbs": ["*"],
+        },
+    ]
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "all-but"}}
+    await kube.create({**role, "rules": rules})
+    binding = {
+        **role,
+        "kind": "ClusterRoleBinding",
+        "roleRef": {**group, "kind": "ClusterRole", "name": "all-but"},
+        "subjects": [{**group, "kind": "User", "name": "all-but"}],
+    }
+    await kube.create(binding)
+    file = write_cluster(
+        control_plane, tmp_path, W1, W2, kubeconfig=control_plane.kubeconfig_for("all-but", common_name="all-but")
+    )
+    try:
+        for node in (W1, W2):
+            await kube.create(node_document(node.name, node.address))
+            await ask(control_plane, node)
+        done = kubeworker("csr", "approve", "-f", file, "--json")
+        assert done.returncode == 1, done.stderr
+        pending = json.loads(done.stdout)["pending"]
+        assert {(each["node"], each["rule"]) for each in pending} == {
+            (node.name, "approval.refused") for node in (W1, W2)
+        }
+        assert all("approve" in each["detail"] and "403" in each["detail"] for each in pending)
+    finally:
+        for kind in ("ClusterRoleBinding", "ClusterRole"):
+            await kube.delete(kind, "all-but")
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # csr approve --watch
 

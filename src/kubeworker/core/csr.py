@@ -166,17 +166,21 @@ def request_key(csr: CsrView) -> str:
 
 
 def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
-    """By node, public keys that kubelet certificates were issued for, the newest last."""
+    """By node, public keys that kubelet certificates were issued for, the newest last.
+
+    A certificate that can't be read here is passed over: no node may stop the approver by having an odd one issued.
+    """
     keys: dict[str, list[str]] = {}
     for csr in sorted(csrs, key=lambda csr: (csr.created, csr.name)):
         if not csr.certificate or csr.signer not in {SERVING_SIGNER, CLIENT_SIGNER}:
             continue
         try:
             certificate = x509.load_pem_x509_certificate(csr.certificate)
-        except ValueError:
+            key, names = public_key_id(certificate), certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        except (ValueError, UnsupportedAlgorithm):
             continue
-        for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME):
-            keys.setdefault(str(name.value).removeprefix(NODE_USER), []).append(public_key_id(certificate))
+        for name in names:
+            keys.setdefault(str(name.value).removeprefix(NODE_USER), []).append(key)
     return {node: tuple(dict.fromkeys(several)) for node, several in keys.items()}
 
 

@@ -14,7 +14,7 @@ from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending,
 from kubeworker.core.issuing import Halted
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, CredentialsError
+from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.events import CsrDecision, Note, Reporter, Warning_
 from kubeworker.io.kube import Kube
 
@@ -182,13 +182,19 @@ class Desk:
         concerned = {each.node for each in concerning} | set(tokens.values())
         # Only names of cluster.yaml are asked for: a request may name anything.
         present = {node.name: node for node in await self.kube.nodes(concerned & self.inventory.nodes.keys())}
-        approved, left = [], []
+        approved: list[CsrView] = []
+        left: list[Listed] = []
         for request in concerning:
-            verdict = csr.judge(request, self._knowledge(tokens, present))
-            if isinstance(verdict, Pending):
-                left.append(Listed(request=request, verdict=verdict))
-            elif await self._approve(request):
-                approved.append(request)
+            verdict: Verdict | None = csr.judge(request, self._knowledge(tokens, present))
+            if isinstance(verdict, Approve):
+                verdict = await self._approve(request)
+            match verdict:
+                case Pending():
+                    left.append(Listed(request=request, verdict=verdict))
+                case Approve():
+                    approved.append(request)
+                case None:
+                    pass
         return Seen(
             requests=requests,
             nodes=present,
@@ -260,14 +266,20 @@ class Desk:
             rejoining=self.rejoining,
         )
 
-    async def _approve(self, request: CsrView) -> bool:
+    async def _approve(self, request: CsrView) -> Verdict | None:
+        """None: decided or deleted meanwhile, so that the next look sees it as it is."""
         try:
             await self.kube.approve(request, message=f"every rule of kubeworker holds for {request.node}")
         except (ApiConflict, ApiNotFound):
-            return False  # decided or deleted meanwhile: the next look sees it as it is
+            return None
+        except ApiUnreachable:
+            raise
+        except ApiError as error:
+            # One that the API does not let through must not hold up those behind it.
+            return Pending(rule="approval.refused", detail=error.message)
         self._decision(request, "approved")
         await self._keep({request.node: (csr.request_key(request),)})
-        return True
+        return Approve()
 
     async def _learn(self, requests: Iterable[CsrView]) -> None:
         """Know the keys of the record and of the requests that the API still has."""

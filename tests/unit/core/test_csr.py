@@ -365,6 +365,19 @@ def test_the_keys_of_issued_kubelet_certificates_are_known_by_node() -> None:
     assert csr.owners(keys) == {OWN_KEY: frozenset({NODE, OTHER})}
 
 
+def test_a_certificate_with_a_key_that_cant_be_read_stops_nobody() -> None:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{OTHER}")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.public_key(ed25519.Ed25519PrivateKey.generate().public_key())
+    odd = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(P256, hashes.SHA256())
+    der = odd.public_bytes(serialization.Encoding.DER).replace(b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x7f")
+    text = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
+    assert x509.load_pem_x509_certificate(text).serial_number == 1
+    mine = replace(SERVING, certificate=certificate(f"system:node:{NODE}", P256))
+    assert csr.issued_keys([replace(SERVING, certificate=text), mine]) == {NODE: (OWN_KEY,)}
+
+
 def test_the_newest_key_of_a_node_comes_last() -> None:
     newer = replace(SERVING, created="2", certificate=certificate(f"system:node:{NODE}", P256))
     older = replace(SERVING, created="1", certificate=certificate(f"system:node:{NODE}", P384))
