@@ -176,13 +176,14 @@ def told(actions: tuple[ObjectAction, ...]) -> list[str]:
 
 
 async def versions(kube: Kube, made: Release, tools: dict[str, Path]) -> dict[str, str]:
-    """Every object's resourceVersion."""
+    """Every object's resourceVersion; where a controller writes a status, the generation of the spec."""
     api = Objects(kube)
     found = {}
     for each in await charts.render(made.chart, tools, "1.33.3"):
         document = await api.get(manifest.ref(each))
         assert document is not None
-        found[str(manifest.ref(each))] = document["metadata"]["resourceVersion"]
+        version = "generation" if each["kind"] in {"DaemonSet", "Deployment"} else "resourceVersion"
+        found[str(manifest.ref(each))] = str(document["metadata"][version])
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +33,8 @@ class ApplyDocument(TypedDict):
     changes: int
     """Of the plan that was shown."""
     nodes: list[NodeResult]
+    cluster: NotRequired[int]
+    """Changes of the cluster's objects that were carried out."""
     warnings: list[str]
 
 
@@ -72,5 +74,7 @@ def closing(result: ApplyDocument) -> str:
     undone = [node["name"] for node in result["nodes"] if node["status"] != "ok"]
     actions = sum(node["actions"] for node in result["nodes"])
     nodes = sum(bool(node["actions"]) for node in result["nodes"])
-    done = f"Applied: {count(actions, 'change')} on {count(nodes, 'node')}"
+    where = [f"{count(actions, 'change')} on {count(nodes, 'node')}"] if actions else []
+    where += [f"{count(objects, 'change')} in the cluster"] if (objects := result.get("cluster", 0)) else []
+    done = f"Applied: {', '.join(where) or 'nothing'}"
     return f"{done}; not done: {listed(undone)} (run apply again once that is fixed)" if undone else done

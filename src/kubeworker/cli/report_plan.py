@@ -75,7 +75,7 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
             )
             if error["hint"]:
                 screen.print(Text(f"  hint: {error['hint']}", style="dim"))
-        elif node["actions"] or node.get("warnings"):
+        elif node["actions"] or node.get("warnings") or node.get("deferred"):
             screen.print(Text(names, style="bold"))
             _print_node(screen, node, full=full)
     screen.print(Text(summary(plan), style="bold"), soft_wrap=True)
@@ -142,8 +142,8 @@ def _print_node(screen: Console, node: NodeDocument, *, full: bool) -> None:
         screen.print(Text(f"  warning: {warning}", style="yellow"), soft_wrap=True)
     if node["actions"]:
         _print_actions(screen, node["actions"], full=full)
-        for later in node.get("deferred", []):
-            screen.print(Text(f"  later in the same run: {later}", style="dim"), soft_wrap=True)
+    for later in node.get("deferred", []):
+        screen.print(Text(f"  later in the same run: {later}", style="dim"), soft_wrap=True)
 
 
 def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: bool) -> None:

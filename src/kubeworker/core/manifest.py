@@ -6,12 +6,17 @@ no false differences: this file compares its answer with the live object.
 
 from __future__ import annotations
 
+import base64
 import difflib
+import gzip
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import yaml as pyyaml
 
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.formats import yaml
@@ -32,6 +37,7 @@ _KEPT = frozenset({"Namespace", "PersistentVolumeClaim", "PersistentVolume"})
 """Never pruned: what others have put in them would go too."""
 
 _NOISE = ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp", "selfLink")
+_NOISY_ANNOTATIONS = ("deprecated.daemonset.template.generation", "deployment.kubernetes.io/revision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -245,6 +251,25 @@ def _foreign(desired: Iterable[Document], found: Mapping[Ref, Found]) -> Iterato
             yield f"{subject(each)} ({makers(live)})"
 
 
+def helm_objects(secrets: Iterable[Document]) -> tuple[Ref, ...]:
+    """What the newest of a Helm release's records (Secrets of type helm.sh/release.v1) has installed.
+
+    Empty where there is none, or none that can be read: nothing is decided by it.
+    """
+    newest = max(
+        secrets, key=lambda each: int((each["metadata"].get("labels") or {}).get("version") or 0), default=None
+    )
+    if newest is None:
+        return ()
+    try:
+        # The API's base64 around Helm's own, around gzip (helm.sh/helm/v3/pkg/storage/driver/util.go).
+        packed = base64.b64decode(base64.b64decode(newest["data"]["release"]))
+        rendered = json.loads(gzip.decompress(packed))["manifest"]
+        return tuple(ref(each) for each in pyyaml.safe_load_all(rendered) if each)
+    except (KeyError, TypeError, ValueError, OSError, EOFError, pyyaml.YAMLError):
+        return ()
+
+
 def makers(live: Document) -> str:
     """Who has written the object's fields: `helm`, `kubectl-client-side-apply`."""
     names = (each.get("manager") or "unknown" for each in _managed(live) if not each.get("subresource"))
@@ -272,12 +297,16 @@ def _action(want: Document, found: Found) -> ObjectAction | None:
         reason = f"it can't be changed in place: {found.immutable}"
         return ObjectAction(verb="recreate", document=want, reason=reason, diff=diff(before, want))
     after = _essence(found.applied)
-    same_fields = _own_fields(found.live) == _own_fields(found.applied)
-    if before == after and same_fields:
+    same = before == after
+    if same and _own_fields(found.live) == _own_fields(found.applied):
         return None
-    return ObjectAction(
-        verb="apply", document=want, reason=_reason(found, same=before == after), diff=diff(before, after)
-    )
+    pods = "; its pods are replaced, a few at a time" if _template(before) != _template(after) else ""
+    return ObjectAction(verb="apply", document=want, reason=_reason(found, same=same) + pods, diff=diff(before, after))
+
+
+def _template(document: Document) -> Any:
+    """What the pods of a DaemonSet or Deployment are made of; None for other kinds."""
+    return (document.get("spec") or {}).get("template")
 
 
 def _reason(found: Found, *, same: bool) -> str:
@@ -332,6 +361,9 @@ def _essence(live: Document) -> dict[str, Any]:
     document = {key: value for key, value in live.items() if key != "status"}
     if "metadata" in document:
         document["metadata"] = {key: value for key, value in live["metadata"].items() if key not in _NOISE}
+    if annotations := document.get("metadata", {}).get("annotations"):
+        left = {key: value for key, value in annotations.items() if key not in _NOISY_ANNOTATIONS}
+        document["metadata"] = {**document["metadata"], "annotations": left}
     return document
 
 

@@ -84,6 +84,8 @@ class ApplyReport:
     """What was shown before anything was done."""
     nodes: tuple[NodeResult, ...]
     confirmed: bool = True
+    objects: int = 0
+    """Changes of the cluster's objects that were carried out."""
 
     @property
     def exit_code(self) -> int:
@@ -99,6 +101,7 @@ class ApplyReport:
             "changes": self.plan.changes,
             "confirmed": self.confirmed,
             "nodes": [node.as_json() for node in self.nodes],
+            "cluster": self.objects,
             "warnings": list(self.plan.warnings),
         }
 
@@ -158,7 +161,8 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
         if session.kube:
             await run.wait_healthy(session.kube, plan)
             await run.label(session.kube, plan)
-    return ApplyReport(plan=plan, nodes=tuple(run.results[node.name] for node in plan.nodes))
+    nodes = tuple(run.results[node.name] for node in plan.nodes)
+    return ApplyReport(plan=plan, nodes=nodes, objects=run.objects)
 
 
 def _untouched(node: NodePlan) -> NodeResult:
@@ -203,6 +207,8 @@ class _Run:
     options: Options
     uploads: asyncio.Semaphore
     results: dict[str, NodeResult] = field(default_factory=dict)
+    objects: int = 0
+    """Changes of the cluster's objects so far."""
     failed: int = 0
     """Nodes that this execution failed on; those that were not fit to begin with say nothing of the change itself."""
     desk: Desk | None = None
@@ -216,6 +222,7 @@ class _Run:
         """The cluster's objects, then the nodes, batch by batch."""
         if self.session.kube:
             await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
+            self.objects += len(plan.objects.actions)
         chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
         await self._compress({blob for node in chosen for stage in node.stages for blob in stage.blobs})
         size = self.options.serial or max(len(chosen), 1)
@@ -231,6 +238,7 @@ class _Run:
         if kube is None or self.failed > self.options.max_failures:
             return
         await charts.apply(kube, plan.charts.actions, self.session.report)
+        self.objects += len(plan.charts.actions)
         touched = {node.name for node in plan.nodes if node.changes or plan.charts.actions} & self.going()
         for release in self.session.releases if touched else ():
             chart = release.chart

@@ -180,9 +180,11 @@ async def compare(kube: Kube, chart: Chart, rendered: Sequence[Document]) -> man
         inventory,
         [task.result() for task in left],
     )
-    if changes.foreign and not chart.adopt:
+    if not changes.foreign:
+        return changes
+    if not chart.adopt:
         raise _foreign(chart, changes.foreign)
-    return changes
+    return replace(changes, warnings=(*changes.warnings, *await _helms(kube, chart, wanted)))
 
 
 def _foreign(chart: Chart, names: Sequence[str]) -> InputError:
@@ -193,6 +195,37 @@ def _foreign(chart: Chart, names: Sequence[str]) -> InputError:
         hint=f"to take them over: components.{chart.component}: {{adopt: true}}, and look at the plan; to leave the "
         "network plugin to what made them: cni: none",
     )
+
+
+async def _helms(kube: Kube, chart: Chart, wanted: Sequence[Document]) -> tuple[str, ...]:
+    """What stays of a Helm release that is taken over."""
+    labels = {"owner": "helm", "name": chart.release}
+    records = await kube.list("Secret", namespace=chart.namespace, labels=labels)
+    if not records:
+        return ()
+    command = f"kubectl --namespace {chart.namespace} delete secret --selector owner=helm,name={chart.release}"
+    first = f"Helm still knows the release {chart.release}, and `helm upgrade` would take its objects back"
+    told = [f"{first}. Once this plan is carried out: {command}"]
+    if left := manifest.gone(manifest.helm_objects(records), wanted):
+        names = ", ".join(map(str, left))
+        told.append(f"of Helm's release these are not in the chart with these values; remove them yourself: {names}")
+    return tuple(told)
+
+
+async def forgotten(kube: Kube, cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
+    """Charts that an earlier cluster.yaml had installed and this one no longer names."""
+    told = []
+    for component in registry:
+        if component.chart is not None and not component.enabled(cluster):
+            name = f"kubeworker-{component.name}"
+            inventory = await kube.get("ConfigMap", name, namespace="kube-system")
+            if left := manifest.recorded(inventory):
+                told.append(
+                    f"{component.name} is no longer wanted, but its {len(left)} objects are still in the cluster "
+                    f"(ConfigMap kube-system/{name} lists them). No pod may lose it unawares: docs/cilium.md "
+                    "has the way off it"
+                )
+    return tuple(told)
 
 
 async def _in_namespace(

@@ -129,10 +129,21 @@ class Objects:
 
     async def _established(self, which: Ref) -> None:
         end = asyncio.get_running_loop().time() + ESTABLISHED_SECONDS
-        while not _is_established(await self.get(which)):
+        while not await self._is_served(await self.get(which)):
             if asyncio.get_running_loop().time() > end:
                 raise ApiError(f"it is not served after {ESTABLISHED_SECONDS} s", subject=str(which))
             await asyncio.sleep(0.1)
+
+    async def _is_served(self, definition: Mapping[str, Any] | None) -> bool:
+        """Established, and named among the API's kinds: that follows a moment later."""
+        conditions = ((definition or {}).get("status") or {}).get("conditions") or ()
+        if definition is None or not any(
+            each["type"] == "Established" and each["status"] == "True" for each in conditions
+        ):
+            return False
+        spec = definition["spec"]
+        served = (f"{spec['group']}/{each['name']}" for each in spec["versions"] if each.get("served"))
+        return all([await self.resource(version, spec["names"]["kind"]) is not None for version in served])
 
     async def _path(self, which: Ref) -> str:
         found = await self.resource(which.api_version, which.kind)
@@ -167,8 +178,3 @@ _IMMUTABLE = re.compile(r"immutable|cannot change roleRef|may not be changed|may
 
 def _base(api_version: str) -> str:
     return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
-
-
-def _is_established(definition: Mapping[str, Any] | None) -> bool:
-    conditions = ((definition or {}).get("status") or {}).get("conditions") or ()
-    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import gzip
+import json
 from typing import Any
 
 import pytest
@@ -212,3 +215,34 @@ def test_what_can_not_be_applied_is_refused(documents: list[Any], word: str) -> 
 def test_an_inventory_that_was_edited_by_hand_is_read_as_far_as_it_makes_sense() -> None:
     found = {"data": {"objects": "v1 Namespace x\n\nnonsense\napps/v1 DaemonSet a/b\n"}}
     assert [str(each) for each in manifest.recorded(found)] == ["v1 Namespace x", "apps/v1 DaemonSet a/b"]
+
+
+def daemon_set(image: str, **annotations: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "d", "namespace": "kube-system", "annotations": annotations},
+        "spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}},
+    }
+
+
+def test_a_change_that_restarts_pods_says_so_and_hides_the_controllers_counting() -> None:
+    generation = "deprecated.daemonset.template.generation"
+    before = daemon_set("a:1", **{generation: "1"})
+    after = daemon_set("a:2", **{generation: "2"})
+    (action,) = changes([daemon_set("a:2")], [Found(live=live(before), applied=live(after))]).actions
+    assert action.reason.endswith("its pods are replaced, a few at a time")
+    assert generation not in action.diff
+
+
+def test_what_a_helm_release_has_installed_is_read_from_its_newest_record() -> None:
+    def record(version: int, manifest_text: str) -> dict[str, Any]:
+        packed = gzip.compress(json.dumps({"manifest": manifest_text}).encode())
+        release = base64.b64encode(base64.b64encode(packed)).decode()
+        return {"metadata": {"name": f"v{version}", "labels": {"version": str(version)}}, "data": {"release": release}}
+
+    old = record(9, "apiVersion: v1\nkind: Service\nmetadata: {name: old, namespace: a}\n")
+    new = record(10, "---\n# Source: x\n---\napiVersion: v1\nkind: Service\nmetadata: {name: new, namespace: a}\n")
+    assert [str(each) for each in manifest.helm_objects([new, old])] == ["v1 Service a/new"]
+    assert manifest.helm_objects([]) == ()
+    assert manifest.helm_objects([{"metadata": {"name": "x"}, "data": {"release": "bm9uc2Vuc2U="}}]) == ()
