@@ -265,7 +265,7 @@ async def test_a_request_that_may_not_be_approved_does_not_hold_up_the_others(
     control_plane: ControlPlane, kube: Kube, tmp_path: Path
 ) -> None:
     """A user who may do all but approve for kubelets' signers: the API server looks at that per signer."""
-    group = {"apiGroup": "rbac.authorization.k8s.io"}
+    group: dict[str, Any] = {"apiGroup": "rbac.authorization.k8s.io"}
     rules = [
         {"apiGroups": ["", "coordination.k8s.io"], "resources": ["*"], "verbs": ["*"]},
         {
@@ -274,7 +274,11 @@ async def test_a_request_that_may_not_be_approved_does_not_hold_up_the_others(
             "verbs": ["*"],
         },
     ]
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "all-but"}}
+    role: dict[str, Any] = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "all-but"},
+    }
     await kube.create({**role, "rules": rules})
     binding = {
         **role,
