@@ -134,7 +134,7 @@ def test_what_is_gone_already_is_no_error() -> None:
     ("word", "near"),
     [
         ("abc243", "did you mean abc234?"),
-        ("w2.exmaple.com", "did you mean w2.example.com?"),
+        ("w2.example.org", "did you mean w2.example.com?"),
         ("Q", "kubeworker token list"),
         ("system:nodes", "kubeworker token list"),
     ],
