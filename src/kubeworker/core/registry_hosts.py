@@ -155,9 +155,16 @@ class Registry(Endpoint):
         return self.model_copy(update={"probe": ""}) == Registry()
 
 
-RegistryName = Annotated[
-    str, Field(pattern=r"^([A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:]+\])(:[0-9]+)?$")
-]
+_REGISTRY = re.compile(r"([A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:]+\])(:[0-9]+)?")
+
+
+def _registry_name(value: str) -> str:
+    if not _REGISTRY.fullmatch(value):
+        raise ValueError(f"{value!r} is not a registry: HOST, HOST:PORT or _default")
+    return value
+
+
+RegistryName = Annotated[str, AfterValidator(_registry_name)]
 """As image names have it before the first slash: docker.io, registry.example:5000; or `_default`."""
 
 Registries: TypeAlias = dict[RegistryName, Annotated[Registry, BeforeValidator(_registry)]]

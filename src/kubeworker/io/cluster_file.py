@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -327,12 +328,22 @@ def _first_sentence(field: FieldInfo) -> str:
 def _fields_at(model: type[BaseModel], path: FieldPath) -> Mapping[str, FieldInfo]:
     """The fields of the model that lies at this path below `model`; none where no model lies there."""
     here: type[BaseModel] | None = model
+    key = False
     for part in path:
-        if isinstance(part, int):
+        # What follows a map's field is one of its keys, the operator's own word.
+        if isinstance(part, int) or key:
+            key = False
             continue
         field = here.model_fields.get(part) if here else None
         here = _model_in(field.annotation) if field else None
+        key = field is not None and _is_map(field.annotation)
     return here.model_fields if here else {}
+
+
+def _is_map(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or (
+        get_origin(annotation) in {Union, UnionType, Annotated} and any(map(_is_map, get_args(annotation)))
+    )
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -49,6 +49,13 @@ def refused(tmp_path: Path) -> Refusal:
         ("nodes:", "node: 1\nnodes:", "cluster.yaml:6: node", "no such field", "did you mean nodes?"),
         ("nodes:", "cni: brigde\nnodes:", "cluster.yaml:6: cni", "is not one of", "did you mean bridge?"),
         ("nodes:", "versions: {kubernetes: 1.33}\nnodes:", "cluster.yaml:6: versions.kubernetes", "number", '"1.33"'),
+        (
+            "nodes:",
+            "components: {containerd: {mirrors: {quay.io: [{url: https://m, capabilites: [pull]}]}}}\nnodes:",
+            "cluster.yaml:6: components.containerd.mirrors.quay.io.hosts.0.capabilites",
+            "no such field",
+            "did you mean capabilities?",
+        ),
         ("nodes:", "versions:\nnodes:", "cluster.yaml:6: versions", "must be a map of fields, not nothing", ""),
         ("172.30.0.0/16", "10.254.0.0/16", "cluster.yaml:4: cluster.service_cidr", "overlaps", "share no address"),
         ("10.254.0.2\n", "10.2.0.2\n", "cluster.yaml:5: cluster.dns_service_ip", "not inside", "service network"),
