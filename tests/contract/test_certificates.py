@@ -140,7 +140,7 @@ async def test_tokens_are_listed_with_node_time_and_state_and_without_their_secr
         True,
     )
     assert (listed["kub3ad"]["node"], listed["kub3ad"]["ours"]) == ("", False)
-    assert 14 * 60 < listed["bbbbbb"]["seconds_left"] <= 15 * 60
+    assert 14 * 60 < listed["bbbbbb"]["ttl_seconds"] <= 15 * 60
 
     shown = kubeworker("token", "list", "-f", file)
     assert f"aaaaaa  {W1.name}  14 min" in shown.stdout

@@ -16,12 +16,12 @@ STYLES = {"valid": "green", "joined": "yellow", "expired": "dim", "unusable": "d
 
 
 def print_tokens(screen: Console, listed: Sequence[Listed]) -> None:
-    """Id, node, time left, state and maker of each token."""
+    """Id, node, TTL, state and maker of each token."""
     if not listed:
         screen.print("no bootstrap tokens")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ID", "NODE", "LEFT", "STATE", "MADE BY", "DESCRIPTION"):
+    for column in ("ID", "NODE", "TTL", "STATE", "MADE BY", "DESCRIPTION"):
         table.add_column(column, overflow="fold")
     for each in listed:
         table.add_row(

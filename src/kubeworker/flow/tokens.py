@@ -30,7 +30,7 @@ class Listed:
             "id": token.id,
             "node": token.node,
             "state": self.state,
-            "seconds_left": None if self.seconds_left is None else round(self.seconds_left),
+            "ttl_seconds": None if self.seconds_left is None else round(self.seconds_left),
             "expires": token.expires.strftime("%Y-%m-%dT%H:%M:%SZ") if token.expires else None,
             "ours": token.ours,
             "made_by": token.maker,
