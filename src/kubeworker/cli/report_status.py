@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kubeworker.core.expiry import SOON, Expiry
 from kubeworker.flow.status import FleetStatus, NodeLine
 
 COLUMNS = ("NAME", "READY", "KUBELET", "CONTAINERD", "UNITS", "CERTIFICATES", "DRIFT")
@@ -65,8 +66,14 @@ def _certificates(node: NodeLine) -> Text:
     if not known:
         return Text("")
     lasts, name = min(known, key=lambda each: ([*STATES].index(each[0].state), each[0].ends))
-    late = ", not renewed in time" if lasts.state == "overdue" else ""
-    return Text(f"{lasts.text}{late} ({name})", style=STATES[lasts.state])
+    return Text(f"{lasts.text}{_renewal(lasts)} ({name})", style=STATES[lasts.state])
+
+
+def _renewal(lasts: Expiry) -> str:
+    """What to think of little time left."""
+    if lasts.state == "overdue":
+        return ", not renewed in time"
+    return ", renewed by itself" if lasts.rotates and lasts.state == "good" and lasts.left < SOON else ""
 
 
 def _drift(node: NodeLine) -> Text:

@@ -95,7 +95,7 @@ def test_status_is_one_line_for_a_healthy_node() -> None:
         drift=0,
     )
     line = status(node).splitlines()[1]
-    assert " ".join(line.split()) == "k8s-01 Ready 1.33.3 2.1.3 2 active 10 min (kubelet.client_cert) none"
+    assert " ".join(line.split()) == "k8s-01 Ready 1.33.3 2.1.3 2 active 10 min, renewed by itself (kubelet.client_cert) none"
 
 
 @pytest.mark.parametrize(
