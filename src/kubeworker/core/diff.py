@@ -50,7 +50,7 @@ from kubeworker.core.model import (
     Unit,
 )
 from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
-from kubeworker.core.probe import DROPIN_DIRS, store_path
+from kubeworker.core.probe import DROPIN_DIRS, former_path, store_path
 
 NONE = "-"
 """Stands for "no such file" in a digest."""
@@ -142,6 +142,8 @@ def _before_units(stage: Stage, observed: Observed) -> Iterator[Action]:
         if absent.path in observed.files:
             yield RemovePath(path=absent.path, reason=absent.reason)
     named = {*(file.path for file in stage.files), *(absent.path for absent in stage.absent)}
+    # The former version of a file that is wanted goes with the stage that writes it.
+    named |= {former_path(path) for path in named}
     for marked in stage.marked:
         for path in sorted(observed.marked - named):
             if fnmatch.fnmatchcase(path, marked.pattern):

@@ -73,6 +73,12 @@ def store_path(bin_dir: str, sha256: str) -> str:
     return f"{bin_dir}/.store/sha256-{sha256}"
 
 
+def former_path(path: str) -> str:
+    """Where the former version of a file lies until the stage that replaces or removes it is good."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.kubeworker-old"
+
+
 def managed_paths(stage: Stage) -> tuple[str, ...]:
     """Every path the stage has a say about, unit files included, in a stable order."""
     paths = [directory.path for directory in stage.directories]
@@ -445,9 +451,12 @@ def _links(state: NodeState) -> str:
 
 
 def _marked(state: NodeState) -> str:
-    """The patterns are the components' own words, and unquoted: sh expands them."""
+    """The patterns are the components' own words, and unquoted: sh expands them.
+
+    A run that was killed while it removed such a file leaves it under the name of a former version.
+    """
     return "\n".join(
-        f"""for path in {each.pattern}; do
+        f"""for path in {each.pattern} {former_path(each.pattern)}; do
   case $path in *"$nl"*) continue ;; esac
   if [ ! -f "$path" ] || [ -L "$path" ] || [ ! -r "$path" ]; then continue; fi
   line=

@@ -66,7 +66,7 @@ def test_an_unknown_field_is_refused_and_the_known_ones_are_named() -> None:
         ("kube_nginx", {"listen": "0.0.0.0:8443"}, "components.kube_nginx.listen", "not a loopback address"),
         ("kube_nginx", {"listen": "localhost:8443"}, "components.kube_nginx.listen", "listens on an IP address"),
         ("kube_nginx", {"balance": "random"}, "components.kube_nginx.balance", "'least_conn' or 'hash'"),
-        ("containerd", {"mirrors": {"a/b": []}}, "components.containerd.mirrors.a/b", "pattern"),
+        ("containerd", {"mirrors": {"a/b": []}}, "components.containerd.mirrors.a/b", "is not a registry"),
         ("bridge_cni", {"mtu": -1}, "components.bridge_cni.mtu", "greater than or equal to 0"),
         ("host", {"max_clock_skew": 0}, "components.host.max_clock_skew", "greater than 0"),
     ],

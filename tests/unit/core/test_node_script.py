@@ -380,6 +380,9 @@ def test_files_with_the_tools_mark_go_when_they_are_not_wanted_any_more(any_shel
         "mixed/ours": "# ours\n",
         "mixed/theirs": "x\n",
         "kept/hosts": "# ours\nold\n",
+        # Of runs that were killed.
+        "kept/.hosts.kubeworker-old": "# ours\nolder\n",
+        "killed/.hosts.kubeworker-old": "# ours\n",
     }
     for name, content in files.items():
         Path(machine.path(name)).parent.mkdir(parents=True, exist_ok=True)
