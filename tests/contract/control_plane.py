@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -263,9 +264,19 @@ def start_control_plane(
 
 
 def start_apiserver(
-    binaries: Path, directory: Path, processes: Processes, etcd_url: str, *, port: int = 0
+    binaries: Path,
+    directory: Path,
+    processes: Processes,
+    etcd_url: str,
+    *,
+    port: int = 0,
+    admission: str = "--enable-admission-plugins=NodeRestriction",
+    flags: Sequence[str] = (),
 ) -> tuple[str, subprocess.Popen[bytes]]:
-    """Start a kube-apiserver with the certificates in `directory`; its HOST:PORT and process, once it is ready."""
+    """Start a kube-apiserver with the certificates in `directory`; its HOST:PORT and process, once it is ready.
+
+    `admission` chooses the plugins beside those that are on by default; `flags` are further ones.
+    """
     port = port or free_port()
     ca_key = directory / "ca-key.pem"
     process, log = processes.start(
@@ -282,11 +293,12 @@ def start_apiserver(
         "--service-account-issuer=https://kubernetes.default.svc",
         "--service-cluster-ip-range=10.254.0.0/16",
         "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
+        admission,
         "--enable-bootstrap-token-auth",
         "--endpoint-reconciler-type=none",
         "--allow-privileged=true",
         f"--cert-dir={directory}",
+        *flags,
     )
     context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
     wait_ready(f"https://127.0.0.1:{port}/readyz", context, process, log)

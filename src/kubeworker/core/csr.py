@@ -242,54 +242,32 @@ class Knowledge:
 
 def judge(csr: CsrView, known: Knowledge) -> Verdict:
     """Judge by the rules that the request falls under; one that is no kubelet's is never approved."""
-    match kind(csr):
+    return next(broken_rules(csr, known), Approve())
+
+
+def broken_rules(csr: CsrView, known: Knowledge) -> Iterator[Pending]:
+    """Every rule that the request breaks, in the order of judging.
+
+    A rule that leaves nothing to judge the rest by ends it: another signer, no node that asks, no readable request.
+    """
+    match kind(csr):  # by the signer first: no rule below lets another signer's request through
         case "serving":
-            return verdict_serving(csr, known.inventory, known.issued_keys, known.node_addresses)
+            for rule, detail in _serving_broken(csr, known.inventory, known.issued_keys, known.node_addresses):
+                yield Pending(rule=f"serving.{rule}", detail=detail)
         case "client":
-            return verdict_client(
-                csr, known.tokens, known.inventory, known.node_addresses, known.issued_keys, known.rejoining
-            )
+            present = frozenset(known.node_addresses) - known.rejoining
+            for rule, detail in _client_broken(csr, known.tokens, known.inventory, present, known.issued_keys):
+                yield Pending(rule=f"client.{rule}", detail=detail)
         case "renewal":
-            return Pending(rule="client.renewal", detail=_RENEWAL)
+            yield Pending(rule="client.renewal", detail=_RENEWAL)
         case "other":
-            return Pending(rule="other.signer", detail=f"{csr.signer} by {csr.username} is not this tool's to approve")
+            yield Pending(rule="other.signer", detail=f"{csr.signer} by {csr.username} is not this tool's to approve")
 
 
 _RENEWAL = (
     "kube-controller-manager approves a node's own renewal: it needs its csrapproving controller and the "
     "ClusterRoleBinding node-client-cert-renewal, which apply makes"
 )
-
-
-def verdict_serving(
-    csr: CsrView,
-    inventory: Inventory,
-    issued_keys: Mapping[str, frozenset[str]],
-    node_addresses: Mapping[str, frozenset[str]],
-) -> Verdict:
-    """Judge a request for a kubelet's serving certificate.
-
-    `issued_keys` are the public keys already issued, by node; `node_addresses` the status addresses of the Node
-    objects that exist.
-    """
-    broken = _serving_broken(csr, inventory, issued_keys, node_addresses)
-    return next((Pending(rule=f"serving.{rule}", detail=detail) for rule, detail in broken), Approve())
-
-
-def verdict_client(
-    csr: CsrView,
-    tokens: Mapping[str, str],
-    inventory: Inventory,
-    nodes_present: Iterable[str],
-    issued_keys: Mapping[str, frozenset[str]],
-    rejoining: Iterable[str] = (),
-) -> Verdict:
-    """Judge a bootstrapping kubelet's request for its client certificate (`client_csr: guarded`).
-
-    `tokens` maps each token id that this tool issued to the one node it was issued for.
-    """
-    broken = _client_broken(csr, tokens, inventory, frozenset(nodes_present) - frozenset(rejoining), issued_keys)
-    return next((Pending(rule=f"client.{rule}", detail=detail) for rule, detail in broken), Approve())
 
 
 Broken: TypeAlias = Iterator[tuple[str, str]]
@@ -301,9 +279,6 @@ def _serving_broken(
     issued: Mapping[str, frozenset[str]],
     node_addresses: Mapping[str, frozenset[str]],
 ) -> Broken:
-    if csr.signer != SERVING_SIGNER:
-        yield "signer", f"signer is {csr.signer}, not {SERVING_SIGNER}"
-        return
     yield from _decided_broken(csr)
     if not csr.username.startswith(NODE_USER):
         yield "requester", f"requested by {csr.username}, which is no node"
@@ -337,9 +312,6 @@ def _client_broken(
     nodes_present: frozenset[str],
     issued: Mapping[str, frozenset[str]],
 ) -> Broken:
-    if csr.signer != CLIENT_SIGNER:
-        yield "signer", f"signer is {csr.signer}, not {CLIENT_SIGNER}"
-        return
     yield from _decided_broken(csr)
     token = csr.username.removeprefix(BOOTSTRAP_USER)
     if not csr.username.startswith(BOOTSTRAP_USER) or token not in tokens:

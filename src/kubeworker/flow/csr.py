@@ -78,15 +78,8 @@ async def connect(cluster: ClusterFile) -> Kube:
 
 async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:
     """Every request in the cluster, oldest first: each pending one judged, each that gets no certificate explained."""
-    requests, nodes, tokens, remembered = await asyncio.gather(
-        kube.csrs(), kube.nodes(), kube.token_owners(), kube.known_keys()
-    )
-    known = Knowledge(
-        inventory=csr.inventory(cluster),
-        issued_keys=csr.owners(csr.joined_keys(remembered, csr.issued_keys(requests))),
-        node_addresses=_addresses(nodes),
-        tokens=tokens,
-    )
+    requests = await kube.csrs()
+    known = await knowledge(kube, cluster, requests)
     now = datetime.now(UTC)
     leader = await _leader(kube) if any(each.conditions and not each.certificate for each in requests) else ""
 
@@ -96,6 +89,17 @@ async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:
         return issuing.halted(request, _seconds(request.decided, now), leader)
 
     return tuple(Listed(request=each, verdict=verdict(each), age=_seconds(each.created, now)) for each in requests)
+
+
+async def knowledge(kube: Kube, cluster: ClusterFile, requests: Iterable[CsrView]) -> Knowledge:
+    """What these requests are judged against, as it is now."""
+    nodes, tokens, remembered = await asyncio.gather(kube.nodes(), kube.token_owners(), kube.known_keys())
+    return Knowledge(
+        inventory=csr.inventory(cluster),
+        issued_keys=csr.owners(csr.joined_keys(remembered, csr.issued_keys(requests))),
+        node_addresses=_addresses(nodes),
+        tokens=tokens,
+    )
 
 
 async def approve(kube: Kube, cluster: ClusterFile, report: Reporter) -> Approved:

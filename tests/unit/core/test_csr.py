@@ -309,14 +309,6 @@ def test_a_nodes_renewal_of_its_client_certificate_is_left_to_the_controller_man
     assert "node-client-cert-renewal" in verdict.detail
 
 
-def test_no_other_signer_is_judged_by_the_rules_of_these_two() -> None:
-    serving = csr.verdict_serving(replace(SERVING, signer=csr.CLIENT_SIGNER), INVENTORY, {}, {})
-    client = csr.verdict_client(replace(CLIENT, signer=csr.SERVING_SIGNER), {TOKEN: NODE}, INVENTORY, (), {})
-    assert isinstance(serving, Pending)
-    assert isinstance(client, Pending)
-    assert (serving.rule, client.rule) == ("serving.signer", "client.signer")
-
-
 NAMES: list[x509.GeneralName] = [
     *OWN_SANS,
     x509.DNSName(OTHER),
