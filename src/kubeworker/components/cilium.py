@@ -22,7 +22,19 @@ from kubeworker.core.component import (
 )
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.merge import merge
-from kubeworker.core.model import AgentCommand, AgentReady, Check, ClusterCheck, Directory, Stage, Traffic
+from kubeworker.core.model import (
+    AbsentUnit,
+    AgentCommand,
+    AgentKnowsPods,
+    AgentReady,
+    Check,
+    ClusterCheck,
+    Directory,
+    Leftover,
+    Stage,
+    Traffic,
+    WarnOfTraces,
+)
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError
 
@@ -315,11 +327,83 @@ def _listed(names: Sequence[str]) -> str:
 # The node's part
 
 
-def _stage(_context: Context[Config]) -> Stage:
+def _stage(context: Context[Config]) -> Stage:
     return Stage(
         component="cilium",
+        requirements=_traces(context.config),
         # The chart mounts them; what is in them is the agent's.
-        directories=(Directory(path="/opt/cni/bin"), Directory(path="/etc/cni/net.d")),
+        directories=(Directory(path="/opt/cni/bin"), Directory(path=_CONF_DIR)),
+        absent_units=(_bridge(context.facts.network_ready),),
+    )
+
+
+_CONF_DIR = "/etc/cni/net.d"
+_BRIDGE = "kw0"
+_BRIDGE_CONF = "10-kubeworker.conflist"
+
+
+def _bridge(ready: bool) -> AbsentUnit:  # noqa: FBT001 - a fact, named at the one call
+    """What `cni: bridge` has on a node: it goes once Cilium's agent there is Ready, so that pods have one or the other.
+
+    With cni.exclusive (the chart's default) the agent has renamed the configuration by then.
+    """
+    return AbsentUnit(
+        name="kubeworker-routes.service",
+        reason="cni: cilium takes the place of cni: bridge",
+        paths=(
+            f"{_CONF_DIR}/{_BRIDGE_CONF}",
+            f"{_CONF_DIR}/{_BRIDGE_CONF}.cilium_bak",
+            "/etc/kubeworker/routes",
+            "/etc/kubeworker/masquerade.nft",
+            "/etc/kubeworker/masquerade.iptables",
+        ),
+        directories=("/etc/kubeworker",),
+        leftovers=(
+            Leftover(
+                name=f"the bridge {_BRIDGE}",
+                present=f"[ -d /sys/class/net/{_BRIDGE} ]",
+                remove=f"[ ! -d /sys/class/net/{_BRIDGE} ] || ip link delete {_BRIDGE}",
+                reason="cni: cilium takes the place of cni: bridge",
+            ),
+        ),
+        waits_for="" if ready else "Cilium's agent on the node is Ready",
+    )
+
+
+_LINKS = "flannel.1 flannel-v6.1 cni0 vxlan.calico cali* weave vethwe* antrea-gw0 ovn-k8s-mp0 kube-bridge"
+"""Network interfaces of flannel, its bridge, Calico, Weave, Antrea, OVN-Kubernetes and kube-router."""
+
+
+def _traces(config: Config) -> tuple[WarnOfTraces, ...]:
+    exclusive = (config.values.get("cni") or {}).get("exclusive", True) is not False
+    then = (
+        "Cilium's agent renames them to *.cilium_bak"
+        if exclusive
+        else "with cni.exclusive: false they stay, and of all there the runtime takes the first by name"
+    )
+    return (
+        WarnOfTraces(
+            name="cni-config",
+            look=f"cd {_CONF_DIR} && for file in *.conf *.conflist *.json; do\n"
+            f"  case $file in '*.'*|05-cilium.conflist|{_BRIDGE_CONF}) ;; *) printf '%s ' \"$file\" ;; esac\n"
+            "done",
+            message=f"other network plugins' configuration in {_CONF_DIR}: {{found}}; {then}",
+            fix=f"remove from {_CONF_DIR} what no longer serves",
+        ),
+        WarnOfTraces(
+            name="cni-links",
+            look=f'cd /sys/class/net && for link in {_LINKS}; do [ ! -e "$link" ] || printf \'%s \' "$link"; done',
+            message="another network plugin's interfaces: {found}; its routes and rules may still catch pods' packets: "
+            "take it out of the cluster, then reboot the node",
+            fix="reboot the node once the other plugin is gone",
+        ),
+        WarnOfTraces(
+            name="bridge-pods",
+            look=f"[ ! -d /sys/class/net/{_BRIDGE}/brif ] || ls /sys/class/net/{_BRIDGE}/brif | grep -c .",
+            message="{found} pods are on the bridge of cni: bridge: they lose their network when Cilium takes over, "
+            "and have it again once they are made anew (kubectl delete pod, or drain the node before)",
+            fix="kubectl drain the node before, or delete its pods afterwards",
+        ),
     )
 
 
@@ -340,6 +424,13 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         AgentReady(id="cilium.agent", namespace=_NAMESPACE, daemon_set=_AGENT),
         agent("cilium.status", "cilium-dbg", "status", "--brief", contains="OK"),
         agent("cilium.proxy", "cilium-dbg", "status", "-o", _PROXY_MODE, contains=mode),
+        AgentKnowsPods(
+            id="cilium.pods",
+            namespace=_NAMESPACE,
+            daemon_set=_AGENT,
+            container="cilium-agent",
+            command=("cilium-dbg", "endpoint", "list", "-o", _ENDPOINTS),
+        ),
         Traffic(id="cilium.pod_to_pod", route="pod-to-pod"),
         Traffic(id="cilium.pod_to_service", route="pod-to-service"),
         Traffic(id="cilium.node_to_service", route="node-to-service"),
@@ -348,6 +439,11 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         *((ClusterCheck(id="service.kubernetes"),) if replaces else ()),
     )
 
+
+_ENDPOINTS = (
+    "jsonpath={range [*]}{.status.external-identifiers.k8s-namespace}/{.status.external-identifiers.k8s-pod-name}"
+    '{"\\n"}{end}'
+)
 
 _PROXY_MODE = "jsonpath={.kube-proxy-replacement.mode}"
 """cilium-dbg's StatusResponse (api/v1/openapi.yaml): whether it does kube-proxy's work."""

@@ -59,6 +59,8 @@ class Facts:
     """The node has a client certificate that is valid now and was signed by the cluster's CA."""
     pod_cidr: str = ""
     peers: tuple[Peer, ...] = ()
+    network_ready: bool = False
+    """The network plugin's agent on this node is Ready: what another plugin left may go."""
     service_proxy_replaced: bool = False
     """Services work on this node without kube-proxy: the network plugin's agent here is Ready and says that it does
     kube-proxy's work. kube-proxy is taken away only then, where `replaces_kube_proxy` asks for it."""

@@ -350,6 +350,19 @@ class RequireCgroup:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarnOfTraces:
+    """Something that is looked for on the node and named in the plan, no more: what another network plugin left."""
+
+    name: str
+    look: str
+    """POSIX sh that looks only and prints what it found, in one line; nothing where there is nothing. Part of the
+    probe."""
+    message: str
+    """Where it holds `{found}`, what was found stands there."""
+    fix: str
+
+
 Requirement: TypeAlias = (
     RequireCommand
     | RequirePort
@@ -361,6 +374,7 @@ Requirement: TypeAlias = (
     | RequireMasquerade
     | RequireClock
     | RequireCgroup
+    | WarnOfTraces
 )
 
 
@@ -510,6 +524,18 @@ class AgentCommand:
     contains: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentKnowsPods:
+    """Every running pod of the node that has a network of its own is one that the agent made it for."""
+
+    id: str
+    namespace: str
+    daemon_set: str
+    container: str
+    command: tuple[str, ...]
+    """Prints NAMESPACE/NAME of each pod that the agent knows, a line each."""
+
+
 Route: TypeAlias = Literal["pod-to-pod", "pod-to-service", "node-to-service", "policy"]
 
 
@@ -544,6 +570,7 @@ Check: TypeAlias = (
     | MirrorPull
     | AgentReady
     | AgentCommand
+    | AgentKnowsPods
     | Traffic
     | ClusterCheck
 )

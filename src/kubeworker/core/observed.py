@@ -145,6 +145,8 @@ class Observed:
     """nft or iptables: what the kernel takes rules from that hide source addresses; empty: neither, or not asked."""
     leftovers: frozenset[str] = frozenset()
     """Names of the leftovers that are there."""
+    traces: Mapping[str, str] = field(default_factory=dict)
+    """By name, what was found of that which a plan warns of."""
     marked: frozenset[str] = frozenset()
     """Paths of the files that bear the mark of a `Marked`."""
     images: frozenset[str] | None = None
@@ -212,6 +214,7 @@ class _Reading:
         self.commands: set[str] = set()
         self.proxy_modes: dict[str, str] = {}
         self.leftovers: set[str] = set()
+        self.traces: dict[str, str] = {}
         self.marked: set[str] = set()
         self.images: set[str] | None = None
         self.kubeconfig: dict[str, str] = {}
@@ -246,6 +249,7 @@ class _Reading:
             proxy_modes=self.proxy_modes,
             masquerade=values.get("masquerade", ""),
             leftovers=frozenset(self.leftovers),
+            traces=self.traces,
             marked=frozenset(self.marked),
             images=None if self.images is None else frozenset(self.images),
             kubelet_client_cert=_pem(values.get("client-cert", "")),
@@ -309,6 +313,9 @@ class _Reading:
                 self.proxy_modes[mode] = answer
             case "leftover":
                 self.leftovers.add(rest)
+            case "trace":
+                name, found = rest.split("\t", 1)
+                self.traces[name] = found.strip()
             case "marked":
                 self.marked.add(rest)
             case "images":

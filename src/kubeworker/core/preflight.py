@@ -21,6 +21,7 @@ from kubeworker.core.model import (
     RequireSwapOff,
     RequireSysctl,
     Stage,
+    WarnOfTraces,
 )
 from kubeworker.core.observed import Listener, Observed
 
@@ -132,6 +133,9 @@ class _Node:
             case RequireCgroup(versions=versions, why=why):
                 if seen.cgroup not in versions:
                     yield self.host_owned("cgroup", f"it uses cgroup v{seen.cgroup}: {why}", "boot it with cgroup v2")
+            case WarnOfTraces(name=name, message=message, fix=fix):
+                if found := seen.traces.get(name):
+                    yield self.finding(f"trace-{name}", message.replace("{found}", found), fix, "warning")
             case _:
                 assert_never(requirement)
 

@@ -26,6 +26,7 @@ from kubeworker.core.model import (
     RequireProxyMode,
     RequireSysctl,
     Stage,
+    WarnOfTraces,
 )
 from kubeworker.core.observed import HEADER
 
@@ -121,6 +122,7 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _links(state),
         _marked(state),
         _leftovers(state),
+        _traces(requirements),
         _KUBELET,
     ]
     looking = "\n".join(part for part in parts if part)
@@ -465,6 +467,15 @@ def _marked(state: NodeState) -> str:
 done"""
         for stage in state.stages
         for each in stage.marked
+    )
+
+
+def _traces(requirements: Iterable[object]) -> str:
+    return "\n".join(
+        f"trace=$(\n{each.look}\n) < /dev/null 2> /dev/null\n"
+        f'[ -z "$trace" ] || printf "trace\\t%s\\t%s\\n" {shlex.quote(each.name)} "$(printf %s "$trace" | head -n 1)"'
+        for each in requirements
+        if isinstance(each, WarnOfTraces)
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kubeworker.core import verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.kube_views import Document, PodStatus
-from kubeworker.core.model import AgentCommand, AgentReady, Traffic
+from kubeworker.core.model import AgentCommand, AgentKnowsPods, AgentReady, Traffic
 from kubeworker.core.verify_objects import NAMESPACE, PORT, Role, Run, traffic_client
 from kubeworker.errors import ApiError, NodeError
 from kubeworker.flow import charts
@@ -81,6 +81,41 @@ async def agent_command(check: AgentCommand, node: str, kube: Kube, view: Agents
     if status != 0 or check.contains not in said:
         return failed(check, f"`{' '.join(check.command)}` in pod {pod} ended with {status}: {text}")
     return passed(check, text.splitlines()[0] if text else "")
+
+
+async def agent_knows_pods(check: AgentKnowsPods, node: str, kube: Kube, view: AgentsView) -> Verdict:
+    """The verdict on pods that another network plugin made, before this one came: nobody routes to them any more."""
+    agents = await view.get(check.namespace, check.daemon_set)
+    pod = agents.pods.get(node)
+    if pod is None:
+        return failed(check, f"not tried: no pod of {check.daemon_set} on this node")
+    try:
+        own = await _own_network(kube, node)
+        said, status = await pod_exec(kube, check.namespace, pod, check.command, container=check.container)
+        known = set(said.split())
+        # A pod that has just come, or just gone, is in one of the two answers only.
+        unknown = own - known and (own & await _own_network(kube, node)) - known
+    except ApiError as error:
+        return failed(check, f"in pod {pod}: {error.message}")
+    if status != 0:
+        return failed(check, f"`{' '.join(check.command)}` in pod {pod} ended with {status}")
+    if unknown:
+        names = ", ".join(sorted(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        text = f"made by another network plugin and without a network now: {names}; delete them to have them made anew"
+        return failed(check, text)
+    return passed(check, f"{len(own)} pods with a network of their own, all known to the agent")
+
+
+async def _own_network(kube: Kube, node: str) -> set[str]:
+    """NAMESPACE/NAME of the node's running pods that are not in the node's own network."""
+    found = await kube.list("Pod", fields={"spec.nodeName": node})
+    return {
+        f"{each['metadata']['namespace']}/{each['metadata']['name']}"
+        for each in found
+        if not each["spec"].get("hostNetwork")
+        and (each.get("status") or {}).get("phase") == "Running"
+        and not each["metadata"].get("deletionTimestamp")
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------

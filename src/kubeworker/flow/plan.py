@@ -232,6 +232,7 @@ def _node_plan(
         joined=not joining,
         pod_cidr=_pod_cidr(objects.nodes, node.name),
         peers=_peers(session, objects.nodes, node.name),
+        network_ready=node.name in agents.running,
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
         container=observed.container,
         masquerade="iptables" if observed.masquerade == "iptables" else "nft",

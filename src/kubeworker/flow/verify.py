@@ -22,6 +22,7 @@ from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, Verif
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
 from kubeworker.core.model import (
     AgentCommand,
+    AgentKnowsPods,
     AgentReady,
     Check,
     ClusterCheck,
@@ -38,7 +39,7 @@ from kubeworker.errors import ApiError, InputError, NodeUnreachable, SpecError
 from kubeworker.flow import checks_cluster, checks_http, checks_ipvs, checks_mirrors
 from kubeworker.flow.checks_cluster import ClusterView, Shared
 from kubeworker.flow.checks_ipvs import ServicesView
-from kubeworker.flow.checks_network import AgentsView, TrafficRun, agent_command, agent_ready, traffic
+from kubeworker.flow.checks_network import AgentsView, TrafficRun, agent_command, agent_knows_pods, agent_ready, traffic
 from kubeworker.flow.credentials import load_ca_certificate
 from kubeworker.flow.events import CheckDone, NodeDone, NodeStarted, Reporter, silent
 from kubeworker.flow.verify_access import Access, connected, granted
@@ -50,8 +51,8 @@ from kubeworker.io.https import tls_context
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
 
-PROBE_SECONDS = 20.0
-"""How long the probe script may take: its commands stop after 10 s."""
+PROBE_SECONDS = 45.0
+"""How long the probe script may take: its commands stop after 20 s."""
 
 Work: TypeAlias = Callable[[Node], Awaitable[tuple[Verdict, ...]]]
 
@@ -284,7 +285,7 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_mirror, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
-            case AgentReady() | AgentCommand():
+            case AgentReady() | AgentCommand() | AgentKnowsPods():
                 yield (check,), partial(_agent, session, spec, check)
             case ClusterCheck() if check not in pods:
                 yield (check,), partial(_cluster, session, spec, check)
@@ -331,7 +332,7 @@ async def _virtual_servers(session: _Session, spec: NodeSpec, check: VirtualServ
 
 
 async def _agent(
-    session: _Session, spec: NodeSpec, check: AgentReady | AgentCommand, _node: Node
+    session: _Session, spec: NodeSpec, check: AgentReady | AgentCommand | AgentKnowsPods, _node: Node
 ) -> tuple[Verdict, ...]:
     if isinstance(session.kube, ApiError):
         raise session.kube
@@ -341,6 +342,8 @@ async def _agent(
             return (await agent_ready(check, spec.name, session.agents),)
         case AgentCommand():
             return (await agent_command(check, spec.name, session.kube, session.agents),)
+        case AgentKnowsPods():
+            return (await agent_knows_pods(check, spec.name, session.kube, session.agents),)
 
 
 async def _traffic(session: _Session, spec: NodeSpec, checks: tuple[Traffic, ...], node: Node) -> tuple[Verdict, ...]:
