@@ -5,7 +5,7 @@ All carry the same label and a random run id, so that a run finds its own object
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -221,6 +221,18 @@ def is_stale(document: Document, now: datetime) -> bool:
 def will_not_run(pod: PodStatus) -> bool:
     """Whether waiting longer is of no use: the pod ended, or its container can't be made."""
     return pod.phase in {"Failed", "Succeeded"} or pod.waiting.partition(":")[0] in _HOPELESS
+
+
+def goes_on(events: Sequence[str], before: Sequence[str]) -> bool:
+    """Whether a pod got a step further since the events `before`, and nothing failed: a slow machine, not a broken one.
+
+    The steps are few (Pulled, Created, Started), so waiting for the next one comes to an end.
+    """
+    return len(events) > len(before) and not any(event.startswith(_SETBACKS) for event in events)
+
+
+_SETBACKS = ("Failed", "BackOff", "Unhealthy", "Killing", "NetworkNotReady")
+"""Reasons of kubelet's events (pkg/kubelet/events) that tell of more than slowness."""
 
 
 def _metadata(run: Run, name: str) -> dict[str, Any]:

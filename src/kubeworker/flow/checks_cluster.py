@@ -27,7 +27,7 @@ from kubeworker.io.node import Node
 from kubeworker.io.pod_exec import pod_exec
 
 POD_SECONDS = 15.0
-"""How long the pod may take to run; pulling a small image fits."""
+"""How long each step of the pod may take on its way to run; pulling a small image fits."""
 
 KUBELET_SIGNERS = (CLIENT_SIGNER, SERVING_SIGNER)
 
@@ -205,6 +205,7 @@ async def _started(kube: Kube, run: Run, node: NodeSpec, image: str) -> str:
     name = run.pod(node.name)
     loop = asyncio.get_running_loop()
     end = loop.time() + POD_SECONDS
+    known: tuple[str, ...] = ()
     try:
         await kube.create(verify_objects.pod(run, node.name, image))
         while True:
@@ -215,6 +216,9 @@ async def _started(kube: Kube, run: Run, node: NodeSpec, image: str) -> str:
                 return ""
             if loop.time() > end or verify_objects.will_not_run(pod):
                 events = await kube.events(name, namespace=NAMESPACE)
+                if not verify_objects.will_not_run(pod) and verify_objects.goes_on(events, known):
+                    known, end = events, loop.time() + POD_SECONDS
+                    continue
                 phase = "not seen by kubelet" if pod.phase == "Pending" and not events else pod.phase
                 return "; ".join(filter(None, (f"{image}: {phase}", pod.waiting, *events[-2:])))
             await asyncio.sleep(0.3)

@@ -202,8 +202,9 @@ async def observe(session: Session) -> Mapping[str, Outcome[Look]]:
         text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash)
         began = time.time()
         answer = await connection.run(text)
-        # The node read its clock somewhere between question and answer.
-        return Look(observed=parse(name, answer.stdout), control_time=(began + time.time()) / 2)
+        observed = parse(name, answer.stdout)
+        # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
+        return Look(observed=observed, control_time=min(max(observed.clock, began), time.time()))
 
     names = tuple(node.name for node in session.selected)
     return await fan_out(names, work, limit=session.cluster.ssh.concurrency)

@@ -22,7 +22,7 @@ from kubeworker.flow.plan import NodePlan, make_plan
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
 
-PROBE_SECONDS = 20.0
+PROBE_SECONDS = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

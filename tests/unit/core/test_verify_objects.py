@@ -65,3 +65,13 @@ def test_a_pod_is_given_up_only_when_it_can_not_run_any_more() -> None:
     assert verify_objects.will_not_run(status("Failed"))
     assert verify_objects.will_not_run(status("Pending", "ErrImagePull: no route to host"))
     assert verify_objects.will_not_run(status("Pending", "CreateContainerError"))
+
+
+def test_a_pod_that_takes_steps_is_waited_for_and_one_that_stands_or_fails_is_not() -> None:
+    pulled, created = "Pulled: already present on machine", "Created: Created container: main"
+    sandbox = "FailedCreatePodSandBox: Failed to create pod sandbox: no network"
+    assert verify_objects.goes_on((pulled,), ())
+    assert verify_objects.goes_on((pulled, created), (pulled,))
+    assert not verify_objects.goes_on((pulled,), (pulled,))
+    assert not verify_objects.goes_on((), ())
+    assert not verify_objects.goes_on((pulled, sandbox), (pulled,))
