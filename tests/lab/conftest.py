@@ -16,7 +16,7 @@ from kubeworker.lab import LabState
 MakeLab = Callable[..., LabState]
 
 
-FIRST, LAST = ("test_lab.py", "test_guide_profile.py"), "test_failover.py"
+FIRST, LAST = ("test_lab.py", "test_guide_profile.py", "test_air_gap.py"), "test_failover.py"
 """Tests with labs of their own come before the session's lab is up; the minutes of failover come at the end."""
 
 
@@ -49,6 +49,23 @@ def lab(_no_leftover_labs: None) -> Iterator[LabState]:
     name = f"test-{os.getpid()}"
     try:
         yield labs.up(name, workers=1)
+    finally:
+        labs.down(name)
+
+
+@pytest.fixture(scope="session")
+def kernel_lab(_no_leftover_labs: None) -> Iterator[LabState]:
+    """One more for the session, where kernels matter: k8s-01 and k8s-02 (containers of the host's kernel) and fk-01,
+    which has a kernel of its own.
+
+    KUBEWORKER_TEST_KERNEL_LAB names one that is there already (`lab up --workers 0 --full-kernel 1`) and is kept.
+    """
+    if kept := os.environ.get("KUBEWORKER_TEST_KERNEL_LAB"):
+        yield labs.find(kept)
+        return
+    name = f"test-{os.getpid()}-kernel"
+    try:
+        yield labs.up(name, workers=0, full_kernel=1)
     finally:
         labs.down(name)
 
@@ -89,3 +106,11 @@ def deployed(lab: LabState) -> LabState:
     done = kubeworker("apply", "--yes", "-f", lab.cluster_yaml)
     assert done.returncode == 0, done.stdout + done.stderr
     return lab
+
+
+@pytest.fixture(scope="session")
+def kernel_nodes(kernel_lab: LabState) -> LabState:
+    """That lab with two worker nodes, Ready: fk-01 and k8s-02. Tests heal what they break."""
+    done = kubeworker("apply", "--yes", "-f", kernel_lab.cluster_yaml, "--node", "fk-01", "--node", "k8s-02")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return kernel_lab
