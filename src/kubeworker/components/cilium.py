@@ -422,8 +422,8 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
     mode = "True" if replaces else "False"
     return (
         AgentReady(id="cilium.agent", namespace=_NAMESPACE, daemon_set=_AGENT),
-        agent("cilium.status", "cilium-dbg", "status", "--brief", contains="OK"),
-        agent("cilium.proxy", "cilium-dbg", "status", "-o", _PROXY_MODE, contains=mode),
+        agent("cilium.status", "cilium-dbg", "status", "--brief", "--timeout", "10s", contains="OK"),
+        agent("cilium.proxy", "cilium-dbg", "status", "--timeout", "10s", "-o", _PROXY_MODE, contains=mode),
         AgentKnowsPods(
             id="cilium.pods",
             namespace=_NAMESPACE,
