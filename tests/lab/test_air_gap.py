@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,9 @@ def cut_off(lab: LabState) -> Iterator[CutOff]:
     """The namespace, and its end. Every address has a route there, so that what is tried is counted."""
     name, outside = f"kw-air-{os.getpid()}", f"kwair{os.getpid()}"
     here = CutOff(name)
+    for left in re.findall(r"^kw-air-(\d+)", ip("netns", "list"), re.MULTILINE):
+        if not Path(f"/proc/{left}").exists():  # a session that was killed
+            ip("netns", "delete", f"kw-air-{left}")
     ip("netns", "add", name)
     try:
         # IPv6 would send packets of its own accord.
