@@ -201,7 +201,8 @@ def _stage(context: Context[Config]) -> Stage:
                 content=_unit_file(context),
                 # Not the shim or runc: each container start runs them anew, and running shims stay as they are.
                 restart_on=(f"{bin_dir}/containerd", _CONFIG),
-                gate=Gate(command=(f"{bin_dir}/ctr", "version"), timeout=60),
+                # Not `ctr version`: containerd goes on without its CRI plugin where that fails, and kubelet can't.
+                gate=Gate(command=(f"{bin_dir}/crictl", f"--runtime-endpoint={_SOCKET}", "version"), timeout=60),
             ),
         ),
         images=tuple(

@@ -99,6 +99,16 @@ def test_mirrors_restart_and_reload_nothing(mirrors: dict[str, list[str]]) -> No
     assert reloaded(before, after) == set()
 
 
+def test_containerd_is_healthy_only_once_kubelet_could_use_it() -> None:
+    (unit,) = stage(cluster(), "containerd").units
+    assert unit.gate is not None
+    assert unit.gate.command == (
+        "/opt/k8s/bin/crictl",
+        "--runtime-endpoint=unix:///run/containerd/containerd.sock",
+        "version",
+    )
+
+
 def test_the_tools_find_containerd() -> None:
     of = state(cluster())
     assert yaml.safe_load(text(of, "/etc/crictl.yaml")) == {
