@@ -30,7 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 COMMANDS = {
-    "init": ("init:init", "Write a commented cluster.yaml."),
+    "init": ("init:init", "Write a commented cluster.yaml, also from the guide's environment.sh."),
     "artifacts": ("artifacts:app", "Get, check and pack the binaries."),
     "render": ("render:render", "Write every file of every node, offline."),
     "plan": ("plan:plan", "Show what would change, and why."),
