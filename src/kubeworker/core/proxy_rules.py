@@ -15,7 +15,7 @@ from kubeworker.core.model import Leftover
 
 Mode: TypeAlias = Literal["ipvs", "nftables", "iptables"]
 
-RULES_SECONDS = 30
+RULES_SECONDS = 60
 """How long a kube-proxy that is healthy may take to make its first rules."""
 
 # Extended regular expressions of chain names by table. kubelet's own (KUBE-FIREWALL, KUBE-KUBELET-CANARY,
@@ -40,8 +40,8 @@ _IPTABLES_JUMP = "kubernetes load balancer firewall"
 _IPVS_JUMP = "kube-proxy firewall rules"
 
 # Prints what iptables-restore has to be given to take the chains away in one go: each flushed, the jumps to it deleted,
-# itself deleted. Prints nothing where there are none. A chain that others jump to (a CNI plugin's to KUBE-MARK-MASQ,
-# say) stays.
+# itself deleted. Prints nothing where there are none. KUBE-MARK-MASQ stays where others jump to it: CNI plugins may be
+# told to (portmap's externalSetMarkChain); kube-proxy's own --cleanup leaves it in any case.
 _AWK = """
   /^:/ { name = substr($1, 2); if (chains != "" && name ~ ("^(" chains ")$")) mine[name] }
   /^-A / {
@@ -50,9 +50,8 @@ _AWK = """
   }
   END {
     for (i = 1; i <= count; i++)
-      if ((to[i] in mine) && !(from[i] in mine) && from[i] !~ /^(KUBE-.*|PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING)$/)
-        used[to[i]]
-    for (name in mine) if (!(name in used)) { gone[name]; flushes = flushes ":" name " - [0:0]\\n" }
+      if (to[i] == "KUBE-MARK-MASQ" && from[i] !~ /^KUBE-/) used = 1
+    for (name in mine) if (name != "KUBE-MARK-MASQ" || !used) { gone[name]; flushes = flushes ":" name " - [0:0]\\n" }
     for (name in gone) deletions = deletions "-X " name "\\n"
     for (i = 1; i <= count; i++)
       if (((to[i] in gone) || (jump != "" && index(rule[i], jump))) && !(from[i] in gone))
@@ -138,6 +137,7 @@ def _chains(*groups: dict[str, str], jump: str = "") -> str:
     calls = "\n".join(
         f'  chains "$family" {table} {shlex.quote("|".join(filter(None, (group[table] for group in groups))))}'
         for table in ("nat", "filter", "mangle")
+        if any(group[table] for group in groups)
     )
     return f"""chains() {{ # chains FAMILY TABLE NAMES
   rules=$("$1-save" -t "$2" 2> /dev/null | awk -v table="$2" -v chains="$3" -v jump='{jump}' '{_AWK}')
@@ -152,7 +152,8 @@ done
 
 def _iptables_present(*, shared: bool) -> str:
     # In ipvs mode the nat table has a KUBE-SERVICES too.
-    groups = (*_IPTABLES.values(), *_BOTH.values()) if shared else (_IPTABLES["nat"], "KUBE-EXTERNAL-SERVICES")
+    both = ("KUBE-(SERVICES|POSTROUTING)", _BOTH["filter"])
+    groups = (*_IPTABLES.values(), *both) if shared else (_IPTABLES["nat"], "KUBE-EXTERNAL-SERVICES")
     names = "|".join(filter(None, groups))
     return f"{{ iptables-save; ip6tables-save; }} | grep -q -E '^:({names}) '"
 
@@ -180,7 +181,7 @@ if [ -e /sys/class/net/kube-ipvs0 ] && servers; then
   rm -rf "$idle"
 fi
 [ ! -e /sys/class/net/kube-ipvs0 ] || ip link delete kube-ipvs0 || exit 1
-! command -v ipset > /dev/null || for set in $(ipset list -n | grep '^KUBE-'); do ipset destroy "$set" || exit 1; done
+! command -v ipset > /dev/null || ipset list -n | sed -n 's/^KUBE-/destroy &/p' | ipset restore || exit 1
 """
 
 
