@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kubeworker.core.shell_values import NotRead, fields, scalar
 from kubeworker.core.shell_words import Assignment, Opaque, Operator, Reference, Text, Token, Word, tokens
 
 
@@ -80,10 +81,6 @@ class _Stop(Exception):
     """The file ends here: `return`, `exit`."""
 
 
-class _NotRead(Exception):
-    """A value that can't be told without running the script; its text is why."""
-
-
 _OPENERS = {"if": "fi", "while": "done", "until": "done", "for": "done", "select": "done", "case": "esac", "{": "}"}
 _CLOSERS = set(_OPENERS.values())
 _CONTINUED = {"&&", "||", "|", "|&"}
@@ -100,8 +97,6 @@ _SPECIAL = re.compile(
     re.ASCII,
 )
 """Names that bash itself sets, or that mean something to it (bash(1), Shell Variables)."""
-_BLANKS = re.compile(r"[ \t\n]+")
-_GLOB = re.compile(r"[*?\[\\]")
 
 
 @dataclass(slots=True)
@@ -299,7 +294,8 @@ class _Reader:
         together = len(values) > 1 and bool(mentioned & set_here or len(set_here) < len(values))
         for each in values:
             if together:
-                self.arrays |= {each.name} if isinstance(each.value, tuple) else set()
+                if isinstance(each.value, tuple):
+                    self.arrays.add(each.name)
                 self._doubt(each.name, each.line, f"one {command} sets it and uses it, or sets it twice")
             elif "a" in flags and isinstance(each.value, Word):
                 self._doubt(each.name, each.line, "an array without parentheses")
@@ -340,15 +336,15 @@ class _Reader:
             was_array = False
         try:
             if not sure:
-                raise _NotRead("it is set under a condition")
+                raise NotRead("it is set under a condition")
             if _SPECIAL.fullmatch(name):
-                raise _NotRead("bash gives this name a meaning of its own")
+                raise NotRead("bash gives this name a meaning of its own")
             if name in self.odd:
-                raise _NotRead(self.odd[name])
+                raise NotRead(self.odd[name])
             if assignment.subscript:
-                raise _NotRead("one element of an array")
+                raise NotRead("one element of an array")
             value = self._value(assignment, was_array=was_array)
-        except _NotRead as error:
+        except NotRead as error:
             self._doubt(name, line, str(error))
             return
         self.names.pop(name, None)
@@ -358,102 +354,33 @@ class _Reader:
     def _value(self, assignment: Assignment, *, was_array: bool) -> str | tuple[str, ...]:
         old = self.variables.get(assignment.name)
         if isinstance(assignment.value, tuple):
-            words = tuple(text for word in assignment.value for text in self._fields(word))
+            words = tuple(text for word in assignment.value for text in fields(word, self._known, own_ifs=self.own_ifs))
             if not assignment.append:
                 return words
             if old is None and (was_array or self._mentioned(assignment.name)):
-                raise _NotRead("it is added to what can't be told")
+                raise NotRead("it is added to what can't be told")
             if old is not None and isinstance(old.value, str):
-                raise _NotRead("an array is added to a plain value")
+                raise NotRead("an array is added to a plain value")
             return (*(old.value if old is not None else ()), *words)
         if assignment.name in self.arrays:
-            raise _NotRead("a plain value for an array")
-        text = self._scalar(assignment.value)
+            raise NotRead("a plain value for an array")
+        text = scalar(assignment.value, self._known)
         if not assignment.append:
             return text
         if old is None and self._mentioned(assignment.name):
-            raise _NotRead("it is added to what can't be told")
+            raise NotRead("it is added to what can't be told")
         if old is None:
             # The shell that sources the file may have it (PATH).
-            raise _NotRead("it is added to what the file does not set")
+            raise NotRead("it is added to what the file does not set")
         return f"{old.value}{text}"
 
     def _mentioned(self, name: str) -> bool:
         return name in self.names or self.everything is not None
 
-    def _scalar(self, word: Word) -> str:
-        """A value as an assignment takes it: nothing is split, and `*` stands for itself."""
-        texts = []
-        for part in word.parts:
-            match part:
-                case Text(text=text):
-                    texts.append(text)
-                case Reference(index="@"):
-                    raise _NotRead("all of an array as one value")
-                case Reference():
-                    texts.append(self._referred(part))
-                case Opaque(what=what):
-                    raise _NotRead(what)
-        return "".join(texts)
-
-    def _fields(self, word: Word) -> tuple[str, ...]:
-        """The elements of an array that a word gives: unquoted values are split at blanks."""
-        parts = tuple(part for part in word.parts if part != Text(text="", quoted=True))
-        if len(parts) == 1 and isinstance(parts[0], Reference) and parts[0].index == "@":
-            elements = self._elements(parts[0])
-            return elements if parts[0].quoted else tuple(text for each in elements for text in self._split(each))
-        fields: list[str] = []
-        current: str | None = None
-        for part in word.parts:
-            match part:
-                case Text(text=text, quoted=quoted):
-                    if not quoted and _GLOB.search(text):
-                        raise _NotRead("a pattern of file names")
-                    current = (current or "") + text
-                case Reference(index="@"):
-                    raise _NotRead("an array inside a word")
-                case Reference(quoted=True):
-                    current = (current or "") + self._referred(part)
-                case Reference():
-                    for index, piece in enumerate(self._pieces(self._referred(part))):
-                        if index and current is not None:
-                            fields.append(current)
-                            current = None
-                        if piece:
-                            current = (current or "") + piece
-                case Opaque(what=what):
-                    raise _NotRead(what)
-        return (*fields, current) if current is not None else tuple(fields)
-
-    def _split(self, value: str) -> tuple[str, ...]:
-        return tuple(piece for piece in self._pieces(value) if piece)
-
-    def _pieces(self, value: str) -> list[str]:
-        if self.own_ifs:
-            raise _NotRead("an unquoted value is split at IFS, which the file sets")
-        if _GLOB.search(value):
-            raise _NotRead("an unquoted value with a pattern of file names")
-        return _BLANKS.split(value)
-
-    def _referred(self, reference: Reference) -> str:
-        value = self._known(reference.name)
-        index = int(reference.index or 0)
-        if isinstance(value, str):
-            if index:
-                raise _NotRead(f"{reference.name} is no array")
-            return value
-        if index >= len(value):
-            raise _NotRead(f"{reference.name} has no element {index}")
-        return value[index]
-
-    def _elements(self, reference: Reference) -> tuple[str, ...]:
-        value = self._known(reference.name)
-        return (value,) if isinstance(value, str) else value
-
     def _known(self, name: str) -> str | tuple[str, ...]:
         if name not in self.variables:
             why = "could not be read" if self._mentioned(name) else "is not set by this file"
-            raise _NotRead(f"it uses ${name}, which {why}")
+            raise NotRead(f"it uses ${name}, which {why}")
         return self.variables[name].value
 
     # -- doubts ---------------------------------------------------------------------------------------------------
