@@ -297,7 +297,9 @@ def test_check_ids_are_unique_and_stable_across_profiles() -> None:
         return [check.id for check in found]
 
     assert len(ids(cluster())) == len(set(ids(cluster())))
-    assert ids(cluster()) == ids(cluster(profile="guide"))
+    # The guide's profile has a mirror of its own accord, and a mirror brings checks.
+    mirror = {"containerd": {"mirrors": {"docker.io": ["https://mirror.gcr.io"]}}}
+    assert ids(cluster(components=mirror)) == ids(cluster(components=mirror, profile="guide"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
