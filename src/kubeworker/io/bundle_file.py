@@ -116,8 +116,7 @@ def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
             file = _entry(opened.path, entries, name, blob.size)
 
             def sink(out: IO[bytes] | None, file: IO[bytes] = file, blob: Blob = blob) -> None:
-                with _reading(opened.path):
-                    found = _copy(file, out)
+                found = _copy(opened.path, file, out)
                 if found != blob.sha256:
                     message = f"its file sha256-{blob.sha256} has sha256 {found}"
                     raise ArtifactError(message, subject=str(opened.path), hint="make the bundle again")
@@ -127,19 +126,23 @@ def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
 
 
 def unpack(opened: Opened, store: BlobStore) -> None:
-    """Put every blob into the store: all of them, or none where one is not what it should be."""
-    with store.work() as work:
-        blobs = []
-        for blob, copy in contents(opened):
-            if _is_in(store, blob):
-                copy(None)
-                continue
-            place = work / f"sha256-{blob.sha256}"
-            with place.open("wb") as out:
-                copy(out)
-            blobs.append((place, blob))
-        for place, blob in blobs:
-            store.adopt(place, blob)
+    """Put every blob into the store: all of them, or none where one is not what it should be or there is no room."""
+    try:
+        with store.work() as work:
+            blobs = []
+            for blob, copy in contents(opened):
+                if _is_in(store, blob):
+                    copy(None)
+                    continue
+                place = work / f"sha256-{blob.sha256}"
+                with place.open("wb") as out:
+                    copy(out)
+                blobs.append((place, blob))
+            for place, blob in blobs:
+                store.adopt(place, blob)
+    except OSError as error:
+        hint = "make room there, or set XDG_CACHE_HOME to a directory with more"
+        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(store.root), hint=hint) from error
 
 
 def _is_in(store: BlobStore, blob: Blob) -> bool:
@@ -161,7 +164,8 @@ def _checked(path: Path) -> str:
                 left -= len(chunk)
             end = file.read(bundle.END_LENGTH + 1)
     except OSError as error:
-        raise ArtifactError(f"can't be read: {error.strerror}", subject=str(path)) from error
+        reason = (error.strerror or str(error)).lower()
+        raise ArtifactError(f"can't be read: {reason}", subject=str(path), hint="check the path") from error
     wanted = bundle.end(whole.hexdigest())
     if end != wanted:
         # An end that is one but for its hash: the bytes before it are not those that it was made for.
@@ -216,10 +220,13 @@ def _other(path: Path, entry: tarfile.TarInfo | None, name: str) -> ArtifactErro
     return ArtifactError(f"holds {found} where {name} should be", subject=str(path), hint="make the bundle again")
 
 
-def _copy(file: IO[bytes], out: IO[bytes] | None) -> str:
+def _copy(path: Path, file: IO[bytes], out: IO[bytes] | None) -> str:
     found = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
+    while True:
+        with _reading(path):
+            chunk = file.read(_CHUNK)
+        if not chunk:
+            return found.hexdigest()
         found.update(chunk)
         if out is not None:
             out.write(chunk)
-    return found.hexdigest()
