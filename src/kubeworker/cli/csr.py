@@ -6,7 +6,7 @@ import asyncio
 
 from cyclopts import App
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents
+from kubeworker.cli.options import DEFAULT_FILE, Compare, File, Flag, Json, JsonEvents
 
 app = App(name="csr", help="Kubelets' certificate requests: list them, approve those that hold every rule.")
 
@@ -39,16 +39,26 @@ async def list_(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
 
 @app.command
 async def approve(
-    *, file: File = DEFAULT_FILE, watch: Flag = False, json: Json = False, json_events: JsonEvents = False
+    *,
+    file: File = DEFAULT_FILE,
+    watch: Flag = False,
+    serving_only: Flag = False,
+    compare: Compare = True,
+    json: Json = False,
+    json_events: JsonEvents = False,
 ) -> int:
     """Approve kubelets' requests that hold every rule; exit code 1 if one stays pending because it breaks a rule.
 
     With --watch it goes on until it is stopped, which is no failure then: as a service it approves renewals unattended.
+    After the approval it connects to each node's kubelet and compares the certificate that is shown there with the one
+    that was issued; another one is an alarm, and exit code 1.
 
     Args:
         file: The cluster file; paths in it are relative to it.
         watch: Go on until interrupted: renewals come months later. Broken rules are reported once each; cluster.yaml is
             read again when it changes.
+        serving_only: Leave requests of bootstrap tokens alone, and read no token: `apply` looks at them itself.
+        compare: Connect to the kubelets of approved requests (port 10250), straight from here.
         json: Print what was approved and what stays pending as one JSON document.
         json_events: Print progress as JSON lines on standard error.
     """
@@ -57,22 +67,24 @@ async def approve(
     from kubeworker.cli.report_csr import print_requests
     from kubeworker.cli.spec import load_cluster
     from kubeworker.errors import InputError
-    from kubeworker.flow import csr, csr_watch
+    from kubeworker.flow import csr, csr_shown, csr_watch
 
+    kinds = csr.SERVING_ONLY if serving_only else csr.BOTH
     if watch and json:
         hint = "use --json-events: one line for each decision"
         raise InputError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
     with reporting(json_events=json_events) as report:
         if watch:
             try:
-                await csr_watch.watch(file, report)
+                await csr_watch.watch(file, report, kinds=kinds, compare=compare)
             except asyncio.CancelledError:
                 return 0  # SIGTERM or Ctrl-C: there is no other way to end it
         cluster = load_cluster(file)
         async with await csr.connect(cluster) as kube:
-            done = await csr.approve(kube, cluster, report)
+            look = csr_shown.from_here(cluster) if compare else None
+            done = await csr.approve(kube, cluster, report, kinds=kinds, look=look)
     if json:
         print_document(done.as_json())
     elif done.left:
         print_requests(console(), done.left)
-    return 1 if done.left else 0
+    return 0 if done.well else 1

@@ -24,5 +24,8 @@ Yes: TypeAlias = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", sh
 Nodes: TypeAlias = Annotated[tuple[str, ...], Parameter(name=["--node", "-n"], negative="", consume_multiple=False)]
 """`--node NAME`, repeatable: only these nodes."""
 
+Compare: TypeAlias = Annotated[bool, Parameter(name="--compare")]
+"""`--no-compare` takes it away."""
+
 Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag without a `--no-` twin."""

@@ -71,6 +71,11 @@ class Config(ComponentConfig):
         return self.token_minutes or (1440 if cluster.profile == "guide" else 20)
 
 
+def port(config: Config) -> int:
+    """Where kubelet serves its API."""
+    return int(config.config.get("port", 10250))
+
+
 CA = "/etc/kubernetes/cert/ca.pem"
 CERT_DIR = "/etc/kubernetes/cert"
 BOOTSTRAP = "/etc/kubernetes/kubelet-bootstrap.kubeconfig"

@@ -165,6 +165,13 @@ def request_key(csr: CsrView) -> str:
     return public_key_id(_parsed(csr.request))
 
 
+def is_certificate_of(csr: CsrView, shown: bytes) -> bool:
+    """Whether a certificate (DER) is the one that was issued for this request."""
+    # Bytes, not fields: a certificate that no parser here reads is compared as well.
+    body = csr.certificate.partition(b"-----BEGIN CERTIFICATE-----")[2].partition(b"-----END")[0]
+    return shown != b"" and _decoded(body.decode(errors="replace")) == shown
+
+
 def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
     """By node, public keys that kubelet certificates were issued for, the newest last.
 

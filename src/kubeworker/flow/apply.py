@@ -14,6 +14,7 @@ from kubeworker.core.model import Blob, TlsEndpoint
 from kubeworker.errors import ActionFailed, ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow import artifacts, chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
+from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.polling import POLL_SECONDS, looked_until
@@ -407,7 +408,9 @@ class _Run:
     async def wait_healthy(self, kube: Kube, plan: Plan) -> None:
         """Serving certificates of nodes that joined are there, and nodes with a network plugin are Ready."""
         touched = {node.name for node in plan.nodes if node.changes} & self.going()
-        await self._wait_served(kube, {node.name for node in plan.nodes if node.joining} & touched, plan)
+        joined = {node.name for node in plan.nodes if node.joining} & touched
+        await self._wait_served(kube, joined, plan)
+        await self._wait_shown(kube, joined & self.going())
         if self.session.cluster.cni == "none":
             if any(node.joining for node in plan.nodes if node.name in touched):
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
@@ -423,6 +426,28 @@ class _Run:
         for name in sorted(joined if isinstance(unserved, ApiError) else unserved):
             why = _unknown(unserved) if isinstance(unserved, ApiError) else self._trouble(name) or _UNASKED
             self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
+
+    async def _wait_shown(self, kube: Kube, names: set[str]) -> None:
+        """What kubelet shows, seen on the node itself, is what was issued to it."""
+        requests = await looked_until(kube.csrs, lambda _: True, seconds=CERTIFICATE_SECONDS)
+        if isinstance(requests, ApiError):
+            for name in sorted(names):
+                why = _unknown(requests)
+                self._fail(name, ActionFailed(why.text, subject=name, hint=why.hint))
+            return
+        comparison = Comparison(cluster=self.session.cluster, look=self._shown)
+        for request in issuing.newest(each for each in requests if each.certificate and each.node in names):
+            comparison.expect(request)
+        while comparison.waiting:
+            for each in await comparison.round(requests):
+                if each.status != "shown":
+                    name, text = each.request.node, f"{each.request.name}: {each.detail}"
+                    self._fail(name, ActionFailed(text, subject=name, hint=ANOTHER_HINT))
+            await asyncio.sleep(POLL_SECONDS if comparison.waiting else 0)
+
+    async def _shown(self, name: str) -> bytes | https.NoAnswer:
+        async with self.session.connection(name).forward(*place(self.session.cluster, name)) as local:
+            return await https.certificate("127.0.0.1", local)
 
     async def _wait_ready(self, kube: Kube, names: set[str]) -> None:
         seen = await looked_until(

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
-from kubeworker.core import issuing, verify_objects
+from kubeworker.core import csr, issuing, verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.csr import CLIENT_SIGNER, NODE_USER, SERVING_SIGNER, CsrView
 from kubeworker.core.kube_views import NodeStatus
@@ -87,7 +84,8 @@ async def of_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, sha
 def judge_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, seen: ClusterView) -> Verdict:
     """The verdict of a `node.` check on what the API says."""
     if check.id == "node.csr":
-        own = (csr for csr in seen.csrs if csr.username == NODE_USER + node.name and csr.signer in KUBELET_SIGNERS)
+        user = NODE_USER + node.name
+        own = (each for each in seen.csrs if each.username == user and each.signer in KUBELET_SIGNERS)
         return _csr(check, own, seen.now)
     status = seen.nodes.get(node.name)
     if status is None:
@@ -161,10 +159,10 @@ def judge_shown(
     place = host_port(node.address, check.port)
     if isinstance(shown, NoAnswer):
         return failed(check, f"{place}: {shown.reason}")
-    issued = issuing.newest_serving((csr for csr in requests if csr.certificate), node.name)
+    issued = issuing.newest_serving((each for each in requests if each.certificate), node.name)
     if issued is None:
         return passed(check, f"{place} shows a certificate of the cluster's CA")
-    if x509.load_pem_x509_certificate(issued.certificate).public_bytes(serialization.Encoding.DER) != shown:
+    if not csr.is_certificate_of(issued, shown):
         return failed(check, f"{place} shows another certificate than {issued.name}, the newest of {node.name}")
     return passed(check, f"{place} shows {issued.name}'s")
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from kubeworker.core import csr, issuing
 from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
@@ -15,14 +15,24 @@ from kubeworker.core.issuing import Halted
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
+from kubeworker.flow import csr_shown
+from kubeworker.flow.csr_shown import Compared, Comparison, Look
 from kubeworker.flow.events import CsrDecision, Note, Reporter, Warning_
 from kubeworker.io.kube import Kube
 
 POLL_SECONDS = 0.5
+COMPARE_SECONDS = 10.0
+"""How long `csr approve` waits for nodes to show what it approved."""
 PATIENCE_SECONDS = 3.0
 """A broken rule is reported when it has stood this long: a serving request may be a moment older than its Node."""
 RENEWAL_SECONDS = 20.0
 """A renewal that kube-controller-manager left pending is reported when it has waited this long: leaders change."""
+
+Kinds: TypeAlias = frozenset[csr.Kind]
+BOTH: Kinds = frozenset({"serving", "client"})
+SERVING_ONLY: Kinds = frozenset({"serving"})
+"""What an approver that nobody watches needs: client requests come while `apply` runs, which looks at them itself. It
+reads no tokens, and so needs no right to Secrets."""
 
 Tokens = Mapping[str, str]
 """Node by id of each bootstrap token that this tool has made."""
@@ -63,11 +73,21 @@ class Approved:
     approved: tuple[CsrView, ...]
     left: tuple[Listed, ...]
     """Kubelets' requests that stay pending, each with its broken rule."""
+    compared: tuple[Compared, ...] = ()
+    """What the nodes show on their ports since then, where it was looked at."""
+
+    @property
+    def well(self) -> bool:
+        """Nothing stays pending, and no node shows another certificate than its own."""
+        return not self.left and all(each.status != "another" for each in self.compared)
 
     def as_json(self) -> dict[str, Any]:
         """The stable machine-readable form."""
-        approved = [{"name": each.name, "node": each.node, "signer": each.signer} for each in self.approved]
-        return {"approved": approved, "pending": [each.as_json() for each in self.left]}
+        return {
+            "approved": [{"name": each.name, "node": each.node, "signer": each.signer} for each in self.approved],
+            "pending": [each.as_json() for each in self.left],
+            "compared": [each.as_json() for each in self.compared],
+        }
 
 
 async def connect(cluster: ClusterFile) -> Kube:
@@ -102,11 +122,22 @@ async def knowledge(kube: Kube, cluster: ClusterFile, requests: Iterable[CsrView
     )
 
 
-async def approve(kube: Kube, cluster: ClusterFile, report: Reporter) -> Approved:
-    """Approve once what holds every rule."""
-    desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None)
+async def approve(
+    kube: Kube, cluster: ClusterFile, report: Reporter, *, kinds: Kinds = BOTH, look: Look | None = None
+) -> Approved:
+    """Approve once what holds every rule; then compare what the nodes show, if there is a way to look at them."""
+    comparison = Comparison(cluster=cluster, look=look, patience=COMPARE_SECONDS) if look else None
+    desk = Desk(
+        kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None, kinds=kinds, comparison=comparison
+    )
     seen = await desk.look()
-    return Approved(approved=seen.approved, left=seen.left)
+    compared: list[Compared] = []
+    while comparison and comparison.waiting:
+        await asyncio.sleep(POLL_SECONDS)
+        compared += await comparison.round(await kube.csrs())
+    for each in compared:
+        csr_shown.told(each, report)
+    return Approved(approved=seen.approved, left=seen.left, compared=tuple(compared))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +179,9 @@ class Desk:
     nodes: Collection[str] | None
     """Only requests of these nodes matter; None: of all nodes."""
     rejoining: frozenset[str] = frozenset()
+    kinds: Kinds = BOTH
+    comparison: Comparison | None = None
+    """Where certificates of approved requests are looked for on the nodes; None: nobody looks."""
     troubles: dict[str, Trouble] = field(default_factory=dict)
     """By node, as the last round saw it."""
     _record: dict[str, tuple[str, ...]] | None = None
@@ -172,6 +206,9 @@ class Desk:
             self._said.clear()
             self.report(Note(subject="certificates", text="the API answers again: requests are looked at"))
         self._forget(seen)
+        if self.comparison:
+            for each in await self.comparison.round(seen.requests):
+                csr_shown.told(each, self.report)
         self.troubles = dict(self._troubles(seen, leader, tokens or {}))
         return seen
 
@@ -181,7 +218,8 @@ class Desk:
         await self._learn(requests)
         pending = [each for each in requests if each.pending]
         if tokens is None:
-            tokens = await self.kube.token_owners() if any(csr.kind(each) == "client" for each in pending) else {}
+            asked = "client" in self.kinds and any(csr.kind(each) == "client" for each in pending)
+            tokens = await self.kube.token_owners() if asked else {}
         concerning = [each for each in pending if self._concerns(each, tokens)]
         concerned = {each.node for each in concerning} | set(tokens.values())
         # Only names of cluster.yaml are asked for: a request may name anything.
@@ -256,7 +294,8 @@ class Desk:
 
     def _concerns(self, request: CsrView, tokens: Tokens) -> bool:
         """A kubelet's, for one of these nodes or by one of these tokens (whatever name it asks for)."""
-        if csr.kind(request) == "other":
+        kind = csr.kind(request)
+        if kind not in self.kinds and kind != "renewal":
             return False
         ours = {csr.BOOTSTRAP_USER + token for token in tokens}
         return self.nodes is None or request.node in self.nodes or request.username in ours
@@ -282,6 +321,8 @@ class Desk:
             # One that the API does not let through must not hold up those behind it.
             return Pending(rule="approval.refused", detail=error.message)
         self._decision(request, "approved")
+        if self.comparison:
+            self.comparison.expect(request)
         await self._keep({request.node: (csr.request_key(request),)})
         return Approve()
 

@@ -14,7 +14,9 @@ from kubeworker.components import discover
 from kubeworker.core import csr
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, CredentialsError, InputError
-from kubeworker.flow.csr import Desk, connect
+from kubeworker.flow import csr_shown
+from kubeworker.flow.csr import BOTH, Desk, Kinds, connect
+from kubeworker.flow.csr_shown import Comparison
 from kubeworker.flow.events import Note, Reporter, Warning_
 from kubeworker.io import cluster_file
 from kubeworker.io.kube import Kube
@@ -23,8 +25,10 @@ WATCH_SECONDS = 2.0
 """Between two looks."""
 
 
-async def watch(path: Path, report: Reporter) -> None:
+async def watch(path: Path, report: Reporter, *, kinds: Kinds = BOTH, compare: bool = True) -> None:
     """Approve what holds every rule as it comes, until cancelled; a broken rule is reported once.
+
+    `compare`: look at what the nodes show after each approval.
 
     Raises only at the start: InputError (cluster.yaml, kubeconfig) and ApiUnreachable. Later on the former cluster.yaml
     stays in force while a new one can't be read, and the API is tried again and again.
@@ -32,7 +36,10 @@ async def watch(path: Path, report: Reporter) -> None:
     source = _Source(path=path)
     cluster = source.read()
     kube = await connect(cluster)
-    desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None)
+    comparison = Comparison(cluster=cluster, look=csr_shown.from_here(cluster)) if compare else None
+    desk = Desk(
+        kube=kube, inventory=csr.inventory(cluster), report=report, nodes=None, kinds=kinds, comparison=comparison
+    )
     report(Note(subject="certificates", text=f"looking at requests of {len(cluster.nodes)} nodes, by {kube.server}"))
     try:
         while True:
@@ -41,6 +48,8 @@ async def watch(path: Path, report: Reporter) -> None:
             changed = _changed(source, report)
             cluster = changed or cluster
             desk.inventory = csr.inventory(cluster)
+            if changed is not None and comparison:
+                comparison.cluster, comparison.look = changed, csr_shown.from_here(changed)
             if changed is not None or seen is None:
                 desk.kube = kube = await _again(kube, cluster, desk)
     finally:

@@ -77,6 +77,26 @@ async def get(
         return NoAnswer(reason=_reason(error))
 
 
+async def certificate(host: str, port: int, *, timeout: float = 5) -> bytes | NoAnswer:
+    """The certificate (DER) that a TLS server shows, whoever signed it: for a caller that knows which it must be.
+
+    The handshake proves that the server holds the certificate's key. `timeout` is for all of it, in seconds.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port, ssl=context)
+    except TimeoutError:
+        return NoAnswer(reason=f"no answer within {timeout:g} s")
+    except OSError as error:  # ssl.SSLError is one
+        return NoAnswer(reason=f"connection failed: {error.strerror or error}")
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
+    writer.transport.abort()  # nothing was asked, so there is nothing to say goodbye to
+    return shown
+
+
 def _certificate_problem(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
