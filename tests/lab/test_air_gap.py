@@ -72,7 +72,8 @@ def cut_off(lab: LabState) -> Iterator[CutOff]:
     ip("netns", "add", name)
     try:
         # IPv6 would send packets of its own accord.
-        assert here.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1").returncode == 0
+        ipv6 = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+        assert here.run("sh", "-c", f"[ ! -e {ipv6} ] || echo 1 > {ipv6}").returncode == 0
         ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
         ip("link", "set", outside, "master", lab.bridge, "up")
         ip("-netns", name, "link", "add", SINK, "type", "veth", "peer", "name", "sunk")
