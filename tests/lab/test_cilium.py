@@ -1,4 +1,4 @@
-"""`cni: cilium` on real machines: from the bridge to Cilium, each check of verify broken, kube-proxy taken away and back.
+"""`cni: cilium` on real machines: from the bridge to Cilium, each check of verify broken, kube-proxy away and back.
 
 The tests are one story on one lab, in this order.
 """

@@ -31,6 +31,8 @@ ROLE_LABEL = "kubeworker.dev/verify-role"
 Role: TypeAlias = Literal["open", "guarded"]
 """open: every pod may reach it; guarded: with the policy, only open ones may."""
 
+_SIDE_LABEL = "kubeworker.dev/verify-side"
+
 PORT = 8080
 """Where the pods of `traffic_pod` answer, with the run's id."""
 
@@ -151,18 +153,23 @@ def pod(run: Run, node: str, image: str) -> Document:
     }
 
 
-def traffic_pod(run: Run, node: str, slot: int, role: Role, image: str) -> Document:
+def traffic_pod(run: Run, node: str, side: int, role: Role, image: str) -> Document:
     """A pod on exactly this node that answers on PORT with the run's id; its image needs `sh` and `nc`.
 
-    `slot` tells pods of one node and role apart.
+    Pods are of one of two sides (0, 1): each asks the Service of the other one, so that no pod is answered by itself,
+    which every network and every policy lets it do.
     """
     document = pod(run, node, image)
-    name = f"kubeworker-verify-{run.id}-{role}{slot}-{node}"[:253].rstrip("-.")
+    name = f"kubeworker-verify-{run.id}-{role}{side}-{node}"[:253].rstrip("-.")
     serve = f'trap "exit 0" TERM; while :; do echo "${MARK_VARIABLE}" | nc -l -p {PORT}; done & wait'
     (container,) = document["spec"]["containers"]
     return {
         **document,
-        "metadata": {**document["metadata"], "name": name, "labels": {**run.labels, ROLE_LABEL: role}},
+        "metadata": {
+            **document["metadata"],
+            "name": name,
+            "labels": {**run.labels, ROLE_LABEL: role, _SIDE_LABEL: str(side)},
+        },
         "spec": {**document["spec"], "containers": [{**container, "command": ["sh", "-c", serve]}]},
     }
 
@@ -180,14 +187,14 @@ def traffic_client(address: str, port: int, *, seconds: int) -> tuple[str, ...]:
     return ("sh", "-c", script, "sh", address, str(port), str(seconds))
 
 
-def traffic_service(run: Run) -> Document:
-    """A Service of all open pods of the run."""
+def traffic_service(run: Run, side: int) -> Document:
+    """A Service of the run's open pods of one side."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(run, f"kubeworker-verify-{run.id}") | {"namespace": NAMESPACE},
+        "metadata": _metadata(run, f"kubeworker-verify-{run.id}-{side}") | {"namespace": NAMESPACE},
         "spec": {
-            "selector": {RUN_LABEL: run.id, ROLE_LABEL: "open"},
+            "selector": {RUN_LABEL: run.id, ROLE_LABEL: "open", _SIDE_LABEL: str(side)},
             "ports": [{"port": PORT, "targetPort": PORT, "protocol": "TCP"}],
         },
     }

@@ -127,7 +127,7 @@ class _Slot:
     """A place for one pod of each role. On a single node there are two, so that there is another pod to talk to."""
 
     node: str
-    number: int
+    side: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +141,8 @@ class Seen:
     faults: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By node and route, what went wrong; a route without a fault is good."""
     details: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    service: str = ""
-    """The Service's ClusterIP."""
+    services: Mapping[str, str] = field(default_factory=dict)
+    """By node, the ClusterIP of the Service whose pods are on other nodes."""
 
 
 class TrafficRun:
@@ -151,8 +151,8 @@ class TrafficRun:
     def __init__(self, kube: Kube, run: Run, image: str, nodes: Sequence[str]) -> None:
         """Nothing is made before the first `seen`."""
         self._kube, self._run, self._image = kube, run, image
-        numbered = [(node, 0) for node in nodes] if len(nodes) > 1 else [(nodes[0], 0), (nodes[0], 1)]
-        self._slots = tuple(_Slot(node=node, number=number) for node, number in numbered)
+        places = tuple(nodes) if len(nodes) > 1 else (nodes[0], nodes[0])
+        self._slots = tuple(_Slot(node=node, side=index % 2) for index, node in enumerate(places))
         self._lock = asyncio.Lock()
         self._seen: Seen | None = None
         self._pods: dict[str, PodStatus] = {}
@@ -168,13 +168,14 @@ class TrafficRun:
             return self._seen
 
     async def _talk(self) -> Seen:
-        service = await self._kube.create(verify_objects.traffic_service(self._run))
-        address = str(service["spec"]["clusterIP"])
+        made = [await self._kube.create(verify_objects.traffic_service(self._run, side)) for side in (0, 1)]
+        addresses = [str(service["spec"]["clusterIP"]) for service in made]
+        services = {slot.node: addresses[1 - slot.side] for slot in self._slots}
         documents = {
             document["metadata"]["name"]: document
             for slot in self._slots
             for role in _ROLES
-            for document in (verify_objects.traffic_pod(self._run, slot.node, slot.number, role, self._image),)
+            for document in (verify_objects.traffic_pod(self._run, slot.node, slot.side, role, self._image),)
         }
         outcomes = await fan_out(tuple(documents), lambda name: self._kube.create(documents[name]), limit=_LIMIT)
         for outcome in outcomes.values():
@@ -183,22 +184,28 @@ class TrafficRun:
         not_running = await self._wait()
         ring = [slot for slot in self._slots if slot.node not in not_running]
         if len(ring) < 2:
-            return Seen(not_running=not_running, service=address)
+            return Seen(not_running=not_running, services=services)
         pairs = [(slot, ring[(index + 1) % len(ring)]) for index, slot in enumerate(ring)]
         faults: dict[tuple[str, str], str] = {}
         details: dict[tuple[str, str], str] = {}
-        for route, target in (("pod-to-pod", ""), ("pod-to-service", address)):
+        for route in ("pod-to-pod", "pod-to-service"):
             asked = {
-                here: (self._name(here, "open"), target or self._ip(there, "open"), there) for here, there in pairs
+                here: (
+                    self._name(here, "open"),
+                    self._ip(there, "open") if route == "pod-to-pod" else services[here.node],
+                    there,
+                )
+                for here, there in pairs
             }
             for here, (answer, there) in (await self._ask_all(asked)).items():
                 key = here.node, route
-                what = f"the Service's address {address}:{PORT}" if target else f"the pod on {there.node}"
+                service = f"the Service's address {services[here.node]}:{PORT}"
+                what = f"the pod on {there.node}" if route == "pod-to-pod" else service
                 if answer:
                     faults.setdefault(key, f"a pod on {here.node} gets no answer of {what}: {answer}")
                 details.setdefault(key, f"answered by {what}")
         faults |= await self._policy(pairs, details)
-        return Seen(not_running=not_running, faults=faults, details=details, service=address)
+        return Seen(not_running=not_running, faults=faults, details=details, services=services)
 
     async def _wait(self) -> dict[str, str]:
         """Wait until all pods run; by node, what is wrong with one that does not."""
@@ -281,7 +288,7 @@ class TrafficRun:
         return f"{address}:{PORT} answered {said.strip()[:80]!r}" if said.strip() else f"{address}:{PORT} is silent"
 
     def _name(self, slot: _Slot, role: Role) -> str:
-        document: Document = verify_objects.traffic_pod(self._run, slot.node, slot.number, role, self._image)
+        document: Document = verify_objects.traffic_pod(self._run, slot.node, slot.side, role, self._image)
         return str(document["metadata"]["name"])
 
     def _ip(self, slot: _Slot, role: Role) -> str:
@@ -303,8 +310,9 @@ async def _traffic(check: Traffic, name: str, node: Node, seen: Seen, run_id: st
     if seen.trouble:
         return failed(check, seen.trouble)
     if check.route == "node-to-service":
-        fault = await _from_node(node, seen.service, run_id)
-        what = f"the Service's address {seen.service}:{PORT}"
+        address = seen.services[name]
+        fault = await _from_node(node, address, run_id)
+        what = f"the Service's address {address}:{PORT}"
         return (
             failed(check, f"the node gets no answer of {what}: {fault}") if fault else passed(check, f"{what} answers")
         )
