@@ -321,7 +321,7 @@ async def look_at(kube: Kube, namespace: str, daemon_set: str, nodes: Collection
             for name in names
         )
     )
-    return _agents(daemon, [each for several in found for each in several])
+    return agents_of(daemon, [each for several in found for each in several])
 
 
 async def _proxy_config(kube: Kube, chart: Chart) -> bool:
@@ -337,7 +337,8 @@ _POD_GENERATION = "pod-template-generation"
 """The DaemonSet controller writes them: which pods are of the present template."""
 
 
-def _agents(daemon: Document, pods: Iterable[Document]) -> Agents:
+def agents_of(daemon: Document, pods: Iterable[Document]) -> Agents:
+    """What a DaemonSet and its pods tell of the nodes."""
     present = (daemon["metadata"].get("annotations") or {}).get(_GENERATION)
     # Until the controller has seen the last change, no pod is known to be of the present template.
     settled = (daemon.get("status") or {}).get("observedGeneration") == daemon["metadata"].get("generation")
