@@ -66,13 +66,12 @@ class Site:
     @contextmanager
     def counted(self) -> Iterator[dict[str, list[Request]]]:
         """The requests that each registry gets while the context lasts, filled in at its end; those without any not."""
-        before = {name: len(self._requests(name)) for name in self.servers}
+        before = registry.requests(self.lab, self.machine)
         asked: dict[str, list[Request]] = {}
         yield asked
-        asked |= {name: new for name in self.servers if (new := list(self._requests(name)[before[name] :]))}
-
-    def _requests(self, name: str) -> tuple[Request, ...]:
-        return registry.requests(self.lab, self.machine, self.servers[name])
+        for name, requests in registry.requests(self.lab, self.machine).items():
+            if new := list(requests[len(before.get(name, ())) :]):
+                asked[name] = new
 
     @contextmanager
     def down(self, *names: str) -> Iterator[None]:

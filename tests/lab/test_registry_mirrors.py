@@ -66,9 +66,17 @@ def mirrors(registries: Site) -> dict[str, Any]:
             ],
             "probe": "library/probe:1",
         },
-        "basic.example": [
-            {"url": registries.url("basic"), "header_files": {"Authorization": "site/basic"}, "ca": [ca, ca]}
-        ],
+        "basic.example": {
+            "hosts": [
+                {"url": registries.url("basic"), "header_files": {"Authorization": "site/basic"}, "ca": [ca, ca]}
+            ],
+            "probe": "library/probe:1",
+        },
+        "digests.example": {
+            "hosts": [{"url": registries.url("first"), "capabilities": ["pull"], **trust}],
+            "probe": "library/probe:1",
+            **upstream,
+        },
         "stranger.example": {"hosts": [{"url": registries.url("stranger"), **trust}], **upstream},
         "anyone.example": [{"url": registries.url("stranger"), "skip_verify": True}],
         "path.example": [{"url": f"{registries.url('first')}/v2/team", "override_path": True, **trust}],
@@ -273,20 +281,24 @@ def test_verify_deep_says_which_host_served(operator: Operator, registries: Site
         failures, passed = verify(operator, *DEEP)
     first, second = registries.url("first"), registries.url("second")
     served = {name.removeprefix("containerd."): detail.rpartition("served by ")[2] for name, detail in passed.items()}
+    assert all("name one in components.containerd.mirrors." in detail for detail in failures.values()), failures
     assert served == {
         "registry.docker.io": f"{REGISTRIES}:5001",
         f"mirror.docker.io.{first}": f"{REGISTRIES}:5001",
         f"mirror.docker.io.{second}": f"{REGISTRIES}:5002",
         "registry.mutual.example": f"{REGISTRIES}:5003",
         f"mirror.mutual.example.{registries.url('mutual')}": f"{REGISTRIES}:5003",
+        "registry.basic.example": f"{REGISTRIES}:5004",
+        f"mirror.basic.example.{registries.url('basic')}": f"{REGISTRIES}:5004",
+        "registry.digests.example": f"{REGISTRIES}:5001",
+        f"mirror.digests.example.{first}": f"{REGISTRIES}:5001",
         "registry._default": f"{REGISTRIES}:5006",
         f"mirror._default.{registries.url('cache')}": f"{REGISTRIES}:5006",
     }
     # It does ask them: a tag, a manifest, a config and a layer each time, whatever containerd has already.
     assert len([each for each in asked["second"] if each.method == "GET"]) == 3
-    # The others have no image named for it.
-    assert all("name one in components.containerd.mirrors." in detail for detail in failures.values())
-    assert "containerd.registry.basic.example" in failures
+    # For the others no image is named.
+    assert "containerd.registry.anyone.example" in failures
     # Nothing is kept.
     assert sh(lab, NODE, f"{BIN}/ctr -n k8s.io images ls -q; {BIN}/ctr -n k8s.io content ls -q") == kept
     assert sh(lab, NODE, "ls -d /run/kubeworker-verify.* 2> /dev/null || :") == ""

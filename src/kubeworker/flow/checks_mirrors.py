@@ -6,7 +6,20 @@ from kubeworker.core import mirror_pull
 from kubeworker.core.checks import Verdict, failed
 from kubeworker.core.mirror_pull import Fetched
 from kubeworker.core.model import MirrorPull
+from kubeworker.io.fleet import Ok, fan_out
 from kubeworker.io.node import Node
+
+PARALLEL = 3
+"""Downloads at once on one node: sshd allows ten sessions on a connection (MaxSessions), other checks need some too."""
+
+
+async def pulls(checks: tuple[MirrorPull, ...], node: Node) -> tuple[Verdict, ...]:
+    """The verdicts of these checks, in their order."""
+    outcomes = await fan_out(checks, lambda check: pull(check, node), limit=PARALLEL)
+    return tuple(
+        outcome.value if isinstance(outcome, Ok) else failed(check, f"not tried: {outcome.error.message}")
+        for check, outcome in outcomes.items()
+    )
 
 
 async def pull(check: MirrorPull, node: Node) -> Verdict:

@@ -265,10 +265,13 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
     local = tuple(check for check in checks if isinstance(check, LOCAL))
     pods = tuple(check for check in checks if isinstance(check, ClusterCheck) and check.id.startswith("pod."))
     talks = tuple(check for check in checks if isinstance(check, Traffic))
+    pulls = tuple(check for check in checks if isinstance(check, MirrorPull))
     if local:
         yield local, partial(_probe, session, local)
     if talks:
         yield talks, partial(_traffic, session, spec, talks)
+    if pulls:
+        yield pulls, partial(checks_mirrors.pulls, pulls)
     if pods:
         yield pods, partial(_pod, session, spec, pods)
     for check in checks:
@@ -281,8 +284,6 @@ def _groups(session: _Session, spec: NodeSpec, checks: tuple[Check, ...]) -> Ite
                 yield (check,), partial(_serving, session, spec, check)
             case VirtualServers():
                 yield (check,), partial(_virtual_servers, session, spec, check)
-            case MirrorPull():
-                yield (check,), partial(_mirror, check)
             case ClusterCheck(id="service.kubernetes"):
                 yield (check,), partial(_service, session, check)
             case AgentReady() | AgentCommand() | AgentKnowsPods():
@@ -317,10 +318,6 @@ async def _reaches(session: _Session, check: ProxyReaches, node: Node) -> tuple[
 async def _serving(session: _Session, spec: NodeSpec, check: ServingCertificate, node: Node) -> tuple[Verdict, ...]:
     identity = session.access.anonymous
     return (await checks_cluster.serving_certificate(check, spec, node, identity, session.view),)
-
-
-async def _mirror(check: MirrorPull, node: Node) -> tuple[Verdict, ...]:
-    return (await checks_mirrors.pull(check, node),)
 
 
 async def _service(session: _Session, check: ClusterCheck, node: Node) -> tuple[Verdict, ...]:

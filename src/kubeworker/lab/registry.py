@@ -12,8 +12,9 @@ import datetime as dt
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -33,6 +34,7 @@ COMMAND = "registry"
 MODULE = "github.com/distribution/distribution/v3"
 FOLDER = "/etc/lab-registry"
 DATA = "/data/lab-registry"
+_UNITS = "lab-registry-"
 
 # The clients of three clouds: a lab's images lie on disk, and these are most of the command's size and build time.
 _CLOUDS = ("azure", "gcs", "middleware/cloudfront", "s3-aws")
@@ -61,7 +63,7 @@ class Server:
     @property
     def unit(self) -> str:
         """The unit's name."""
-        return f"lab-registry-{self.name}.service"
+        return f"{_UNITS}{self.name}.service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +148,28 @@ def remove(lab: LabState, machine: Machine) -> None:
     machines.run(
         lab,
         machine,
-        f"systemctl stop 'lab-registry-*.service'; rm -rf {FOLDER} {DATA} /etc/systemd/system/lab-registry-*.service;"
-        "systemctl daemon-reload; systemctl reset-failed 'lab-registry-*.service'",
+        f"systemctl stop '{_UNITS}*.service'; rm -rf {FOLDER} {DATA} /etc/systemd/system/{_UNITS}*.service;"
+        "systemctl daemon-reload; systemctl reset-failed '{_UNITS}*.service'",
     )
 
 
-def requests(lab: LabState, machine: Machine, server: Server) -> tuple[Request, ...]:
-    """All that the registry has answered since its first start."""
-    done = machines.run(lab, machine, f"journalctl --no-pager --quiet -o cat -u {shlex.quote(server.unit)}")
-    return tuple(_requests(done.stdout.splitlines()))
+def requests(lab: LabState, machine: Machine) -> dict[str, tuple[Request, ...]]:
+    """All that the machine's registries have answered since their first start, by name."""
+    fields = "--output=json --output-fields=MESSAGE,_SYSTEMD_UNIT"
+    done = machines.run(lab, machine, f"journalctl --no-pager --quiet {fields} -u '{_UNITS}*'")
+    return journal(done.stdout)
+
+
+def journal(text: str) -> dict[str, tuple[Request, ...]]:
+    """The requests in what `journalctl --output=json` prints of the registries' units, by registry."""
+    found: dict[str, tuple[Request, ...]] = {}
+    for line in text.splitlines():
+        entry = json.loads(line)
+        said = str(entry["MESSAGE"])
+        name = entry.get("_SYSTEMD_UNIT", "").removeprefix(_UNITS).removesuffix(".service")
+        if said.startswith("{") and (request := _request(json.loads(said))):
+            found[name] = (*found.get(name, ()), request)
+    return found
 
 
 def files(server: Server, certificate: Pair) -> dict[str, bytes]:
@@ -216,16 +231,13 @@ TimeoutStopSec=2
 """
 
 
-def _requests(lines: Sequence[str]) -> Iterator[Request]:
-    for line in lines:
-        if not line.startswith("{"):
-            continue
-        said = json.loads(line)
-        if said.get("msg") == "response completed":
-            yield Request(
-                method=said["http.request.method"],
-                host=said["http.request.host"],
-                path=said["http.request.uri"],
-                status=said["http.response.status"],
-                agent=said.get("http.request.useragent", ""),
-            )
+def _request(said: Mapping[str, Any]) -> Request | None:
+    if said.get("msg") != "response completed":
+        return None
+    return Request(
+        method=said["http.request.method"],
+        host=said["http.request.host"],
+        path=said["http.request.uri"],
+        status=said["http.response.status"],
+        agent=said.get("http.request.useragent", ""),
+    )

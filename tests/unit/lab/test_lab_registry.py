@@ -1,5 +1,7 @@
 """The lab's registries, as files and as what their journals tell."""
 
+import json
+
 import yaml
 
 from kubeworker.core.spec import Versions
@@ -56,3 +58,30 @@ def test_the_recipe_has_the_version_that_labs_run() -> None:
     assert artifact.build is not None
     recipe = build.load_recipe(artifact.build.module)  # type: ignore[union-attr]
     assert recipe.version(artifact.build.package) == artifact.version == registry.VERSION  # type: ignore[union-attr]
+
+
+def test_a_journal_tells_who_was_asked_for_what() -> None:
+    said = {
+        "msg": "response completed",
+        "http.request.method": "HEAD",
+        "http.request.host": "registry-1.docker.io",
+        "http.request.uri": "/v2/library/x/manifests/1",
+        "http.request.useragent": "containerd/v2.1.3",
+        "http.response.status": 200,
+    }
+    lines = [
+        {"_SYSTEMD_UNIT": "lab-registry-up.service", "MESSAGE": json.dumps(said)},
+        {"_SYSTEMD_UNIT": "lab-registry-up.service", "MESSAGE": json.dumps({"msg": "listening"})},
+        {"_SYSTEMD_UNIT": "init.scope", "MESSAGE": "Started lab-registry-up.service"},
+    ]
+    assert registry.journal("\n".join(map(json.dumps, lines))) == {
+        "up": (
+            registry.Request(
+                method="HEAD",
+                host="registry-1.docker.io",
+                path="/v2/library/x/manifests/1",
+                status=200,
+                agent="containerd/v2.1.3",
+            ),
+        )
+    }
