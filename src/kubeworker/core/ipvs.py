@@ -36,9 +36,17 @@ for family in 4 6; do
   case $family in 4) tool=iptables ;; *) tool=ip6tables ;; esac
   ! "$tool" -w 5 -t nat -S POSTROUTING > /dev/null 2>&1 || echo "$family"
 done
+echo ==
+! grep -q persistent /proc/net/ip_vs || for time in 1 2; do
+  awk '/^now at/ { print $3 } /^jiffies/ { print $2; exit }' /proc/timer_list
+  [ "$time" = 2 ] || sleep 0.4
+done
 """
-"""sh that shows the virtual servers, the node's addresses, and the families that kube-proxy serves: those that iptables
-does (NewDualStack in pkg/util/iptables)."""
+"""sh that shows the virtual servers, the node's addresses, the families that kube-proxy serves (those that iptables
+does: NewDualStack in pkg/util/iptables), and twice the kernel's time in nanoseconds and in jiffies."""
+
+HZ = (100, 250, 300, 1000)
+"""Jiffies in a second, of which a kernel has one (kernel/Kconfig.hz): /proc/net/ip_vs tells timeouts in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +98,8 @@ class Wanted:
 
 def parse(text: str) -> Seen:
     """Read SCRIPT's answer; ValueError for what is none."""
-    table, addresses, families = text.split("==\n")
+    table, addresses, families, clocks = text.split("==\n")
+    hz = _hz([int(word) for word in clocks.split()])
     bound: set[Ip] = set()
     others: set[Ip] = set()
     for line in addresses.splitlines():
@@ -101,14 +110,23 @@ def parse(text: str) -> Seen:
             continue
         (bound if device.partition("@")[0] == DEVICE else others).add(ip)
     return Seen(
-        servers=tuple(_servers(table)),
+        servers=tuple(_servers(table, hz)),
         addresses=frozenset(others),
         bound=frozenset(bound),
         families=frozenset(map(int, families.split())),
     )
 
 
-def _servers(table: str) -> Iterator[VirtualServer]:
+def _hz(clocks: Sequence[int]) -> int:
+    """How many jiffies the kernel counts in a second; 1 where nothing needs them."""
+    if not clocks:
+        return 1
+    began, first, ended, second = clocks
+    measured = (second - first) * 1e9 / (ended - began)
+    return min(HZ, key=lambda each: abs(each - measured))
+
+
+def _servers(table: str, hz: int) -> Iterator[VirtualServer]:
     current: dict[str, Any] | None = None
     for line in table.splitlines():
         words = line.split()
@@ -122,7 +140,7 @@ def _servers(table: str) -> Iterator[VirtualServer]:
                     "address": address,
                     "port": port,
                     "scheduler": scheduler,
-                    "persistent": int(flags[flags.index("persistent") + 1]) if "persistent" in flags else 0,
+                    "persistent": int(flags[flags.index("persistent") + 1]) // hz if "persistent" in flags else 0,
                     "servers": {},
                 }
             case ["FWM", *_]:

@@ -35,7 +35,7 @@ FWM  00000007 wrr
 TCP  0AFE0001:01BB rr
   -> 0A4D0002:192B      Masq    1      2          0
   -> 0A4D0001:192B      Masq    1      0          0
-UDP  0AFE0002:0035 rr persistent 10800 FFFFFFFF
+UDP  0AFE0002:0035 rr persistent 2700000 FFFFFFFF
   -> AC1E0005:0035      Masq    0      0          0
 TCP  [fd00:0000:0000:0000:0000:0000:0000:0001]:01BB wlc ops
   -> [fd01:0000:0000:0000:0000:0000:0000:0002]:20FB      Masq    1      0          0
@@ -51,6 +51,11 @@ SCTP 0AFE0003:1388 rr
 ==
 4
 6
+==
+3908230969376
+4295869290
+3909239805930
+4295869543
 """
 
 
@@ -77,7 +82,9 @@ def test_addresses_are_told_apart_from_those_of_services() -> None:
     assert seen.families == {4, 6}
 
 
-@pytest.mark.parametrize("answer", ["", "TCP  0AFE00:01BB rr\n==\n==\n4\n", "TCP  10.254.0.1:443 rr\n==\n==\n4\n"])
+@pytest.mark.parametrize(
+    "answer", ["", "TCP  0AFE00:01BB rr\n==\n==\n4\n==\n", "TCP  10.254.0.1:443 rr\n==\n==\n4\n==\n"]
+)
 def test_an_answer_that_is_none_is_refused(answer: str) -> None:
     with pytest.raises(ValueError, match=r"values to unpack|has the address"):
         ipvs.parse(answer)
