@@ -339,11 +339,11 @@ class Watcher:
 
 
 @contextmanager
-def watching(file: Path) -> Iterator[Watcher]:
+def watching(file: Path, *flags: str) -> Iterator[Watcher]:
     log = file.with_name("watch.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [COMMAND, "csr", "approve", "--watch", "--no-compare", "--json-events", "-f", file],
+            [COMMAND, "csr", "approve", "--watch", "--no-compare", "--json-events", *flags, "-f", file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=output,

@@ -45,11 +45,12 @@ from tests.contract.kubelets import admin, cluster_of, node_document, planned, u
 
 from kubeworker.core import bootstrap_token, csr
 from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core.csr import KEYS_RECORD
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiConflict, ApiError, CredentialsError
 from kubeworker.flow.csr import knowledge
 from kubeworker.flow.join import apply_cluster
-from kubeworker.io.kube import KEYS_RECORD, Kube
+from kubeworker.io.kube import Kube
 
 pytestmark = pytest.mark.timeout(180)
 

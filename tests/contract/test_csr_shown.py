@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.contract.control_plane import ControlPlane, free_port, pem_of
 from tests.contract.kubelets import admin, as_node, issued, node_document, serving_request, until
 
+from kubeworker.core.csr import KEYS_RECORD
 from kubeworker.core.spec import NodeSpec
-from kubeworker.io.kube import KEYS_RECORD, Kube
+from kubeworker.io.kube import Kube
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -37,12 +37,13 @@ from tests.contract.kubelets import (
 from kubeworker.core import bootstrap_token, csr
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import AUTO_APPROVE, OWNED_RECORD
+from kubeworker.core.csr import KEYS_RECORD
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.csr import Desk
 from kubeworker.flow.events import CsrDecision, Event, Warning_
 from kubeworker.flow.join import apply_cluster, approve_while, decide, read_cluster
-from kubeworker.io.kube import KEYS_RECORD, Kube
+from kubeworker.io.kube import Kube
 from kubeworker.io.pod_exec import pod_exec
 
 pytestmark = pytest.mark.timeout(90)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from cyclopts import App
 
@@ -88,3 +89,43 @@ async def approve(
     elif done.left:
         print_requests(console(), done.left)
     return 0 if done.well else 1
+
+
+@app.command
+def service(
+    *,
+    kind: Literal["systemd", "deployment"],
+    file: File = DEFAULT_FILE,
+    image: str = "",
+    user: str = "kubeworker",
+) -> int:
+    """Print what runs `csr approve --watch --serving-only` unattended: a systemd unit, or objects for the cluster.
+
+    The unit is for this host. The objects are a Deployment, its ServiceAccount with the rights that it uses, and the
+    names and addresses of cluster.yaml: `kubeworker csr service --kind deployment --image IMAGE | kubectl apply -f -`,
+    again whenever nodes are added.
+
+    Args:
+        kind: Where it is to run.
+        file: The cluster file; the unit names it, the Deployment takes its inventory along.
+        image: With deployment: an image that has kubeworker on its PATH.
+        user: With systemd: the user that it runs as, who can read the cluster file and the kubeconfig.
+    """
+    import sys
+    from pathlib import Path
+
+    from kubeworker.cli.spec import load_cluster
+    from kubeworker.core import approver
+    from kubeworker.errors import InputError
+
+    cluster = load_cluster(file)
+    if kind == "systemd":
+        program = Path(sys.argv[0]).absolute()
+        text = approver.systemd_unit(program=str(program), cluster_file=str(file.absolute()), user=user)
+    elif image:
+        text = approver.manifest(cluster, image=image)
+    else:
+        hint = "name one with --image: there is no official image; any with kubeworker installed will do"
+        raise InputError("a Deployment needs an image", subject="csr service --kind deployment", hint=hint)
+    sys.stdout.write(text)
+    return 0

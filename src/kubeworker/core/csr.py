@@ -36,6 +36,9 @@ KEYS_KEPT = 4
 """Keys of each node that are kept for long: client and serving, before and after a renewal. So the record of 3000 nodes
 fits in one ConfigMap."""
 
+KEYS_RECORD = "kubeworker-issued-keys"
+"""ConfigMap in kube-system: by node, the ids of the public keys that certificates were last issued for."""
+
 Keys: TypeAlias = Mapping[str, Sequence[str]]
 """By node, ids of public keys (`public_key_id`), the newest last."""
 

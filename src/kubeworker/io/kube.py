@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from kubeworker.core import bootstrap_token, csr, kube_views, token_listing
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import OWNED_RECORD, ObjectAction
-from kubeworker.core.csr import CsrView
+from kubeworker.core.csr import KEYS_RECORD, CsrView
 from kubeworker.core.kube_views import (
     Document,
     EndpointsStatus,
@@ -50,8 +50,6 @@ CONNECT_SECONDS = 3.0
 REQUEST_SECONDS = 15.0
 FEW = 5
 """Up to so many Nodes are asked for one by one."""
-KEYS_RECORD = "kubeworker-issued-keys"
-"""ConfigMap in kube-system: by node, the ids of the public keys that certificates were last issued for."""
 
 Value = TypeVar("Value")
 

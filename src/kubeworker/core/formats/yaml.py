@@ -29,7 +29,9 @@ class _Dumper(_Base):  # type: ignore[misc]
 
 def _string(dumper: Any, text: str) -> Any:
     plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+    # A file within a document (a ConfigMap's) stays readable; what a block can't hold PyYAML quotes all the same.
+    style = "|" if "\n" in text else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else style)
 
 
 _Dumper.add_representer(str, _string)
