@@ -81,7 +81,7 @@ CERT_DIR = "/etc/kubernetes/cert"
 BOOTSTRAP = "/etc/kubernetes/kubelet-bootstrap.kubeconfig"
 KUBECONFIG = "/etc/kubernetes/kubelet.kubeconfig"
 _CONFIG = "/etc/kubernetes/kubelet-config.yaml"
-_UNIT = "kubelet.service"
+UNIT = "kubelet.service"
 _SOCKET = "unix:///run/containerd/containerd.sock"
 _CLIENT_CERT = f"{CERT_DIR}/kubelet-client-current.pem"
 _SERVING_CERT = f"{CERT_DIR}/kubelet-server-current.pem"
@@ -116,8 +116,8 @@ def _stage(context: Context[Config]) -> Stage:
     return Stage(
         component="kubelet",
         requirements=(
-            RequirePort(port=int(document.get("port", 10250)), unit=_UNIT),
-            RequirePort(port=int(document.get("healthzPort", 10248)), unit=_UNIT),
+            RequirePort(port=int(document.get("port", 10250)), unit=UNIT),
+            RequirePort(port=int(document.get("healthzPort", 10248)), unit=UNIT),
         ),
         directories=_directories(context),
         binaries=(program,),
@@ -131,7 +131,7 @@ def _stage(context: Context[Config]) -> Stage:
         config_checks=(_config_check(program.path),),
         units=(
             Unit(
-                name=_UNIT,
+                name=UNIT,
                 content=_unit_file(context),
                 # Never what kubelet writes itself: rotated certificates and kubelet.kubeconfig.
                 restart_on=(program.path, _CONFIG, CA),
@@ -421,7 +421,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
     api = f"https://{url_host(context.node.address)}:{document.get('port', 10250)}"
     user = f"system:node:{context.node.name}"
     return (
-        UnitActive(id="kubelet.unit", unit=_UNIT),
+        UnitActive(id="kubelet.unit", unit=UNIT),
         Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(_address(document),)),
         PortClosed(id="kubelet.read_only_port", port=10255),
         Http(id="kubelet.healthz", url=_healthz(document), contains="ok"),

@@ -21,6 +21,8 @@ class NodeStatus:
     """Condition Ready is True."""
     reason: str = ""
     """Why it is not Ready: the condition's message; empty when Ready."""
+    heartbeat: str = ""
+    """When kubelet last reported that condition (RFC 3339, by the node's clock, whole seconds)."""
     version: str = ""
     """kubelet's, without the leading v: 1.33.3"""
     pod_cidr: str = ""
@@ -102,6 +104,7 @@ def node(document: Document) -> NodeStatus:
         uid=metadata.get("uid") or "",
         ready=ready,
         reason="" if ready else readiness.get("message") or readiness.get("reason") or "kubelet reported no status yet",
+        heartbeat=readiness.get("lastHeartbeatTime") or "",
         version=(info.get("kubeletVersion") or "").removeprefix("v"),
         pod_cidr=spec.get("podCIDR") or "",
         addresses=tuple((each["type"], each["address"]) for each in status.get("addresses") or ()),

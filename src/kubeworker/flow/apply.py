@@ -18,6 +18,7 @@ from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
 from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.polling import POLL_SECONDS, looked_until
+from kubeworker.flow.readiness import RESTART_SECONDS, restarts_kubelet, unready
 from kubeworker.flow.run_lock import RunLock
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io import https
@@ -27,9 +28,6 @@ from kubeworker.io.node import Node
 
 ROUNDS = 3
 """A first apply takes two: what depends on a podCIDR follows once the node has registered."""
-
-READY_SECONDS = 120
-"""How long a node that has a network plugin may take to become Ready."""
 
 CERTIFICATE_SECONDS = 60
 """How long a kubelet that joined may take to get its serving certificate."""
@@ -212,6 +210,8 @@ class _Run:
     """Changes of the cluster's objects so far."""
     failed: int = 0
     """Nodes that this execution failed on; those that were not fit to begin with say nothing of the change itself."""
+    heartbeats: dict[str, str] = field(default_factory=dict)
+    """Of nodes that were Ready before their kubelet was restarted."""
     desk: Desk | None = None
     """Where certificates are approved meanwhile; it knows why a node has none. None while no apiserver is up."""
 
@@ -231,7 +231,11 @@ class _Run:
             if self.failed > self.options.max_failures:
                 self._skip(chosen[start:])
                 return
-            await self._batch(chosen[start : start + size])
+            batch = chosen[start : start + size]
+            await self._listen(batch)
+            await self._batch(batch)
+            if start + size < len(chosen):
+                await self._settle({node.name for node in batch})
 
     async def install(self, plan: Plan) -> None:
         """The charts' objects, once for all nodes, which now run what the agents need; then the agents themselves."""
@@ -263,6 +267,27 @@ class _Run:
         async with asyncio.TaskGroup() as group:
             for blob in sorted(missing, key=lambda blob: -blob.size):
                 group.create_task(asyncio.to_thread(session.store.tar_member, blob))
+
+    async def _listen(self, batch: Sequence[NodePlan]) -> None:
+        """Take down the heartbeats of nodes that are Ready and whose kubelet is about to be restarted."""
+        kube = self.session.kube
+        names = {node.name for node in batch if not node.joining and restarts_kubelet(node)}
+        if kube is None or not names or self.session.cluster.cni == "none":
+            return
+        seen = await looked_until(lambda: kube.nodes(names), lambda _: True, seconds=0)
+        if not isinstance(seen, ApiError):
+            self.heartbeats |= {node.name: node.heartbeat for node in seen if node.ready}
+
+    async def _settle(self, batch: set[str]) -> None:
+        """Nodes that were Ready are so again before the next batch begins: a unit's own gate does not see the node."""
+        kube = self.session.kube
+        names = batch & self.heartbeats.keys() & self.going()
+        if kube is None or not names:
+            return
+        away = await unready(lambda: kube.nodes(names), names, self.heartbeats, seconds=RESTART_SECONDS)
+        for name, error in away.items():
+            self.failed += 1
+            self._fail(name, error)
 
     async def _batch(self, nodes: Sequence[NodePlan]) -> None:
         plans = {node.name: node for node in nodes}
@@ -415,7 +440,9 @@ class _Run:
             if any(node.joining for node in plan.nodes if node.name in touched):
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
             return
-        await self._wait_ready(kube, touched & self.going())
+        names = touched & self.going()
+        for name, error in (await unready(lambda: kube.nodes(names), names, self.heartbeats)).items():
+            self._fail(name, error)
 
     async def _wait_served(self, kube: Kube, joined: set[str], plan: Plan) -> None:
         unserved = await looked_until(
@@ -448,20 +475,6 @@ class _Run:
     async def _shown(self, name: str) -> bytes | https.NoAnswer:
         async with self.session.connection(name).forward(*place(self.session.cluster, name)) as local:
             return await https.certificate("127.0.0.1", local)
-
-    async def _wait_ready(self, kube: Kube, names: set[str]) -> None:
-        seen = await looked_until(
-            lambda: kube.nodes(names),
-            lambda nodes: names <= {node.name for node in nodes if node.ready},
-            seconds=READY_SECONDS,
-        )
-        found = {} if isinstance(seen, ApiError) else {node.name: node for node in seen}
-        for name in sorted(name for name in names if name not in found or not found[name].ready):
-            why = found[name].reason if name in found else "it has not registered"
-            hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
-            if isinstance(seen, ApiError):
-                why, hint = _unknown(seen).text, _unknown(seen).hint
-            self._fail(name, ActionFailed(f"not Ready after {READY_SECONDS} s: {why}", subject=name, hint=hint))
 
     async def label(self, kube: Kube, plan: Plan) -> None:
         """Nodes that joined get their labels and taints."""
