@@ -123,7 +123,7 @@ def operator(plain: Operator, registries: Site) -> Iterator[Operator]:
     sh(
         plain.lab,
         NODE,
-        f"{BIN}/ctr -n k8s.io images ls -q | grep -E 'library/(pull|probe)' | xargs -r {BIN}/ctr -n k8s.io images rm",
+        f"{BIN}/ctr -n k8s.io images ls -q | grep -E '/(pull-|probe:)' | xargs -r {BIN}/ctr -n k8s.io images rm",
     )
 
 
@@ -329,19 +329,25 @@ def test_what_cluster_yaml_names_no_more_goes_and_nothing_is_restarted(operator:
 
     def fewer(document: dict[str, Any]) -> None:
         given = document["components"]["containerd"]["mirrors"]
-        document["components"]["containerd"]["mirrors"] = {"docker.io": given["docker.io"]["hosts"][1:]}
+        document["components"]["containerd"]["mirrors"] = {
+            "docker.io": given["docker.io"]["hosts"][1:],
+            "basic.example": given["basic.example"]["hosts"][0]["url"],
+        }
 
     with operator.changed(fewer) as changed:
-        said = changes(changed.plan("--node", NODE), NODE)
-        assert {kind for kind, _ in said} == {"file", "remove"}
+        document = changed.plan("--node", NODE)
+        assert {kind for kind, _ in changes(document, NODE)} == {"file", "remove"}
+        # A file that held a credential until now, and will not, is shown no more than before.
+        assert "bGFiOnNlc2FtZQ" not in json.dumps(document)
         changed.apply("--node", NODE)
         assert changed.plan("--node", NODE)["changes"] == 0
     names = sh(lab, NODE, f"cd {CERTS_D} && find . -type f | sort").splitlines()
     assert names == [
+        "./basic.example/hosts.toml",
         "./docker.io/hosts.toml",
         f"./docker.io/{REGISTRIES}_5002-ca-1.pem",
         "./mine.example/hosts.toml",
     ]
-    assert sh(lab, NODE, f"ls {CERTS_D}").split() == ["docker.io", "mine.example"]
+    assert sh(lab, NODE, f"ls {CERTS_D}").split() == ["basic.example", "docker.io", "mine.example"]
     sh(lab, NODE, f"rm -r {CERTS_D}/mine.example")
     assert restarted(before, starts(lab, NODE)) == set()

@@ -216,7 +216,8 @@ def _file_text(file: File, seen: SeenFile | None) -> str:
         return hashes
     old = seen.content if seen is not None and seen.content is not None else b""
     if was and not old and seen is not None and seen.size:
-        return f"{hashes} (its present content was too large to fetch)"
+        why = "is too large to fetch" if seen.mode & 0o004 else "is not everybody's to read"
+        return f"{hashes} (its present content {why})"
     try:
         before, after = old.decode(), file.content.decode()
     except UnicodeDecodeError:

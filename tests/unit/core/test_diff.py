@@ -357,6 +357,17 @@ def test_a_secret_is_shown_as_hashes_only() -> None:
     assert secret.sha256[:12] in shown
 
 
+def test_a_file_that_was_private_is_shown_as_hashes_only() -> None:
+    """It may have been a secret until now."""
+    file = File(path="/etc/hosts.toml", content=b"server\n")
+    seen = SeenFile(path=file.path, kind="file", mode=0o600, owner="root:root", size=9, sha256="0" * 64)
+    (plan,) = diff(state(Stage(component="c", files=(file,))), bare(files={file.path: seen}))
+    (put,) = plan.actions
+    assert actions.difference(put) == (
+        f"sha256 {'0' * 12} -> {file.sha256[:12]} (its present content is not everybody's to read)"
+    )
+
+
 def test_a_deferred_file_is_left_as_it_is() -> None:
     path = "/etc/cni/net.d/10-bridge.conflist"
     wanted = state(Stage(component="cni", deferred=(Deferred(path=path, reason="podCIDR"),)))

@@ -71,7 +71,7 @@ def home(tmp_path: Path) -> Path:
 def test_everything_about_files_is_seen(shell: str, tmp_path: Path, home: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_bytes(b"is\n")
-    plain.chmod(0o640)
+    plain.chmod(0o604)
     (tmp_path / "folder").mkdir(mode=0o750)
     (tmp_path / "link").symlink_to("some where/else")
     links = (Link(path=str(tmp_path / "link"), target="x"),)
@@ -85,7 +85,7 @@ def test_everything_about_files_is_seen(shell: str, tmp_path: Path, home: Path) 
     seen = look(wanted, home, shell=shell).files
     assert set(seen) == {str(tmp_path / name) for name in ("plain", "folder", "link")}
     one = seen[str(plain)]
-    assert (one.kind, one.mode, one.owner, one.size) == ("file", 0o640, owner(), 3)
+    assert (one.kind, one.mode, one.owner, one.size) == ("file", 0o604, owner(), 3)
     assert (one.sha256, one.content) == (blob(b"is\n").sha256, b"is\n")
     assert (seen[str(tmp_path / "folder")].kind, seen[str(tmp_path / "folder")].mode) == ("directory", 0o750)
     assert (seen[str(tmp_path / "link")].kind, seen[str(tmp_path / "link")].target) == ("link", "some where/else")
@@ -109,10 +109,14 @@ def test_a_name_that_can_not_be_asked_about_is_refused() -> None:
         probe.script(files(Path("/etc/two\nlines")))
 
 
-def test_content_of_a_secret_or_right_or_large_file_stays_on_the_node(tmp_path: Path, home: Path) -> None:
+def test_content_of_a_secret_or_private_or_right_or_large_file_stays_on_the_node(tmp_path: Path, home: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"token\n")
     assert look(files(path, secret=True), home).files[str(path)].content is None
+    path.chmod(0o640)
+    assert look(files(path), home).files[str(path)].content is None
+    path.chmod(0o644)
+    assert look(files(path), home).files[str(path)].content == b"token\n"
     path.write_bytes(b"wanted\n")
     assert look(files(path), home).files[str(path)].content is None
     path.write_bytes(b"x" * (probe.CONTENT_LIMIT + 1))
