@@ -39,7 +39,7 @@ mount --bind /run/lab-cpuinfo /proc/cpuinfo
 
 # At a reboot the kernel starts itself again by the name that it was called by, with every file still open that it had:
 # a tap device can't be opened twice. So it is called by the name of this script.
-_VM_SCRIPT = f"""\
+VM_SCRIPT = f"""\
 #!/bin/bash
 for link in /proc/self/fd/*; do
   number=${{link##*/}}
@@ -53,10 +53,10 @@ def boot(lab: LabState, each: Machine, image: Path) -> None:
     """Power on; returns at once. What a dead one left of itself must be gone (`clear`)."""
     folder = lab.machine_folder(each)
     program = folder / "vm"
-    program.write_text(_VM_SCRIPT)
+    program.write_text(VM_SCRIPT)
     program.chmod(0o700)
-    if not _seed(folder).exists():
-        _write_seed(folder)
+    if not seed(folder).exists():
+        write_seed(folder)
     network.ensure_tap(lab.link(each), lab.bridge)
     memory = folder / "mnt"
     # The kernel adds to its memory's file what its own text takes.
@@ -64,9 +64,7 @@ def boot(lab: LabState, each: Machine, image: Path) -> None:
     script = " && ".join(
         (
             shlex.join(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(memory)]),
-            shlex.join(
-                ["exec", "env", f"TMPDIR={memory}", f"HOME={memory}", str(program), *_options(lab, each, image)]
-            ),
+            shlex.join(["exec", "env", f"TMPDIR={memory}", f"HOME={memory}", str(program), *options(lab, each, image)]),
         )
     )
     machine.launch(
@@ -74,7 +72,7 @@ def boot(lab: LabState, each: Machine, image: Path) -> None:
     )
 
 
-def _options(lab: LabState, each: Machine, image: Path) -> tuple[str, ...]:
+def options(lab: LabState, each: Machine, image: Path) -> tuple[str, ...]:
     """The kernel's command line (https://docs.kernel.org/virt/uml/user_mode_linux_howto_v2.html)."""
     folder = lab.machine_folder(each)
     disk = folder / "disk.cow"
@@ -85,7 +83,7 @@ def _options(lab: LabState, each: Machine, image: Path) -> tuple[str, ...]:
         f"umid={each.name}",
         f"uml_dir={folder / 'mnt'}/",
         f"ubd0={over}",
-        f"ubd1r={_seed(folder)}",
+        f"ubd1r={seed(folder)}",
         "root=/dev/ubda",
         "rw",
         f"init={BOOT}",
@@ -98,16 +96,19 @@ def _options(lab: LabState, each: Machine, image: Path) -> tuple[str, ...]:
     )
 
 
-def _seed(folder: Path) -> Path:
+def seed(folder: Path) -> Path:
+    """The machine's second disk: an archive with its own files, its host key among them."""
     return folder / "seed.tar"
 
 
-def _write_seed(folder: Path) -> None:
-    """The machine's own files as one archive, by rename."""
+def write_seed(folder: Path) -> None:
+    """Write it, by rename, from what makes the machine differ (`upper`)."""
     temporary = folder / ".seed.tar"
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600)
     with tarfile.open(temporary, "w") as archive:
         archive.add(folder / "upper", arcname=".")
-    temporary.rename(_seed(folder))
+    temporary.rename(seed(folder))
 
 
 def pid(lab: LabState, each: Machine) -> int | None:

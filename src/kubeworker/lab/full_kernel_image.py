@@ -20,7 +20,7 @@ BOOT = "/opt/lab/boot"
 
 _MODULES = Path("/usr/lib/uml/modules")
 
-_BOOT_SCRIPT = """\
+BOOT_SCRIPT = """\
 #!/bin/sh
 # At the first boot the machine's own files (host name, keys, units) come from its second disk, before systemd reads
 # any of them. A boot that is cut off here does it again.
@@ -58,7 +58,7 @@ def ensure(folder: Path, rootfs: Path, report: Reporter) -> Path:
         work.mkdir()
         host.run(
             ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", _script(rootfs, work, image)],
-            stdin=_BOOT_SCRIPT,
+            stdin=BOOT_SCRIPT,
         )
         shutil.rmtree(work)
 
@@ -68,7 +68,7 @@ def ensure(folder: Path, rootfs: Path, report: Reporter) -> Path:
 def key(rootfs: Path) -> str:
     """Name of the image: the same exactly where the content would be."""
     releases = sorted(each.name for each in _MODULES.iterdir())
-    text = "\n".join((rootfs.name, *releases, _BUILD, _BOOT_SCRIPT, str(SIZE_GIB)))
+    text = "\n".join((rootfs.name, *releases, _BUILD, BOOT_SCRIPT, str(SIZE_GIB)))
     return f"{rootfs.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
