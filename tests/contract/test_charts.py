@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import re
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -230,24 +231,42 @@ async def test_an_edit_is_shown_with_its_author_and_taken_back(
     assert (await charts.plan(kube, (made,), tools, None)).actions == ()
 
 
-async def test_a_cilium_of_somebody_else_is_refused_and_taken_over_where_asked(
+@pytest.fixture
+def installed_by_helm(control_plane: ControlPlane, tools: dict[str, Path], tmp_path: Path) -> Iterator[None]:
+    """Cilium as its documentation installs it, with Hubble; the release's record goes in the end."""
+    home = tmp_path / "helm"
+    home.mkdir()
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "KUBECONFIG": str(control_plane.kubeconfig)}
+    values = ("--set", "k8sServiceHost=10.1.1.1", "--set", "k8sServicePort=6443")
+
+    def run(*arguments: str | Path) -> None:
+        subprocess.run([tools["helm"], *arguments, "--namespace", "kube-system"], env=env, check=True, timeout=60)
+
+    # The namespace that earlier tests left is nobody's.
+    run("install", "cilium", tools["cilium-chart"], "--take-ownership", *values)
+    yield
+    run("uninstall", "cilium")
+
+
+@pytest.mark.usefixtures("installed_by_helm")
+async def test_a_cilium_that_helm_installed_is_refused_and_taken_over_where_asked(
     control_plane: ControlPlane, tools: dict[str, Path], kube: Kube, tmp_path: Path
 ) -> None:
-    metadata = {"name": "cilium", "namespace": "kube-system", "labels": {"app.kubernetes.io/managed-by": "Helm"}}
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
-    await kube.request(
-        "POST",
-        "/api/v1/namespaces/kube-system/serviceaccounts?fieldManager=helm",
-        body=account,
-        subject="helm's install",
-    )
     with pytest.raises(InputError) as caught:
         await charts.plan(kube, (release(control_plane, tmp_path, hubble=False),), tools, None)
     assert "ServiceAccount kube-system/cilium (helm)" in caught.value.message
     assert "adopt: true" in caught.value.hint
+
     adopting = release(control_plane, tmp_path, hubble=False, adopt=True)
-    actions = {action.subject: action for action in await applied(kube, adopting, tools)}
-    assert actions["ServiceAccount kube-system/cilium"].reason.startswith("made by helm; taken over")
+    planned = await charts.plan(kube, (adopting,), tools, None)
+    actions = {action.subject: action for action in planned.actions}
+    assert actions["ServiceAccount kube-system/cilium"].reason == "made by helm; taken over"
+    assert actions["DaemonSet kube-system/cilium"].reason.startswith("made by helm; taken over, and it differs")
+    assert re.search(r"^-.*10\.1\.1\.1$", actions["DaemonSet kube-system/cilium"].diff, re.MULTILINE)
+    release_kept, objects_left = planned.warnings
+    assert "delete secret --selector owner=helm,name=cilium" in release_kept
+    assert "v1 Service kube-system/hubble-peer" in objects_left
+    await charts.apply(kube, planned.actions, silent)
     # From then on it is this tool's, with and without the field.
     assert told(await applied(kube, release(control_plane, tmp_path, hubble=False), tools)) == []
 

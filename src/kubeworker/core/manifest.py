@@ -357,13 +357,14 @@ def _left(stale: Stale) -> str:
 
 
 def _essence(live: Document) -> dict[str, Any]:
-    """The object without what the API server and controllers keep books with."""
+    """The object without what the API server, controllers and this tool keep books with."""
     document = {key: value for key, value in live.items() if key != "status"}
     if "metadata" in document:
         document["metadata"] = {key: value for key, value in live["metadata"].items() if key not in _NOISE}
-    if annotations := document.get("metadata", {}).get("annotations"):
-        left = {key: value for key, value in annotations.items() if key not in _NOISY_ANNOTATIONS}
-        document["metadata"] = {**document["metadata"], "annotations": left}
+        for field_name, noise in (("annotations", _NOISY_ANNOTATIONS), ("labels", (LABEL,))):
+            left = {key: value for key, value in (live["metadata"].get(field_name) or {}).items() if key not in noise}
+            document["metadata"].pop(field_name, None)
+            document["metadata"] |= {field_name: left} if left else {}
     return document
 
 
