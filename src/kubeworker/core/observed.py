@@ -209,7 +209,7 @@ class _Reading:
         self.swaps: list[str] = []
         self.fstab_swaps: list[str] = []
         self.disks: dict[str, Disk] = {}
-        self.sockets: list[tuple[str, int, int, str]] = []
+        self.sockets: list[tuple[str, int, list[tuple[int, str]]]] = []
         self.pid_units: dict[int, str] = {}
         self.commands: set[str] = set()
         self.proxy_modes: dict[str, str] = {}
@@ -241,10 +241,7 @@ class _Reading:
             swaps=tuple(self.swaps),
             fstab_swaps=tuple(self.fstab_swaps),
             disks=self.disks,
-            listeners=tuple(
-                Listener(port=port, address=address, pid=pid, process=process, unit=self.pid_units.get(pid, ""))
-                for address, port, pid, process in self.sockets
-            ),
+            listeners=tuple(self._listener(*socket) for socket in self.sockets),
             commands=frozenset(self.commands),
             proxy_modes=self.proxy_modes,
             masquerade=values.get("masquerade", ""),
@@ -362,9 +359,14 @@ class _Reading:
         fields = rest.split(None, 5)
         address, _, port = fields[3].rpartition(":")
         users = fields[5] if len(fields) > 5 else ""
-        process = re.search(r'"((?:[^"\\]|\\.)*)",pid=([0-9]+)', users)
-        pid, name = (int(process[2]), process[1]) if process else (0, "")
-        self.sockets.append((address.strip("[]"), int(port), pid, name))
+        holders = re.findall(r'"((?:[^"\\]|\\.)*)",pid=([0-9]+)', users)
+        self.sockets.append((address.strip("[]"), int(port), [(int(pid), name) for name, pid in holders]))
+
+    def _listener(self, address: str, port: int, holders: list[tuple[int, str]]) -> Listener:
+        """Of several holders one whose unit is known: a child that was just forked may be gone by now."""
+        known = (each for each in holders if self.pid_units.get(each[0]))
+        pid, process = next(known, holders[0] if holders else (0, ""))
+        return Listener(port=port, address=address, pid=pid, process=process, unit=self.pid_units.get(pid, ""))
 
     def _file(self, seen: SeenFile) -> SeenFile:
         path = seen.path

@@ -313,14 +313,18 @@ def _ports(requirements: Iterable[object]) -> str:
     return f"""sockets=$(ss -Hltnp '( {condition} )')
 [ -z "$sockets" ] || printf '%s\\n' "$sockets" | while read -r socket; do
   field socket "$socket"
-  case $socket in *pid=*) ;; *) continue ;; esac
-  pid=${{socket#*pid=}}; pid=${{pid%%,*}}
-  [ ! -r "/proc/$pid/cgroup" ] || while IFS=: read -r _ controller group; do
-    # systemd's own hierarchy on cgroup v1, the only one on v2.
-    case $controller in name=systemd) ;; '') [ "$group" != / ] || continue ;; *) continue ;; esac
-    printf 'pid\\t%s\\t%s\\n' "$pid" "$group"
-    break
-  done < "/proc/$pid/cgroup"
+  # Several hold it where one has just forked: a child that is about to run something else is gone in a moment.
+  holders=$socket
+  while :; do
+    case $holders in *pid=*) ;; *) break ;; esac
+    holders=${{holders#*pid=}}; pid=${{holders%%,*}}
+    [ ! -r "/proc/$pid/cgroup" ] || while IFS=: read -r _ controller group; do
+      # systemd's own hierarchy on cgroup v1, the only one on v2.
+      case $controller in name=systemd) ;; '') [ "$group" != / ] || continue ;; *) continue ;; esac
+      printf 'pid\\t%s\\t%s\\n' "$pid" "$group"
+      break
+    done < "/proc/$pid/cgroup"
+  done
 done"""
 
 

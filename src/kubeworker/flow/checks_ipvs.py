@@ -16,7 +16,7 @@ from kubeworker.io.node import Node
 
 ZONE = "topology.kubernetes.io/zone"
 READ_SECONDS = 15.0
-SETTLE_SECONDS = 6.0
+SETTLE_SECONDS = 10.0
 """How long kube-proxy may take to follow a change: a sync of many Services takes seconds on a slow node."""
 
 

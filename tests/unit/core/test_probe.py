@@ -443,6 +443,13 @@ end
 """
 
 
+def test_a_child_that_was_gone_when_it_was_looked_at_does_not_make_the_port_a_strangers() -> None:
+    """kube-proxy forks iptables all the time; until that runs, the child holds kube-proxy's sockets."""
+    forked = BUSY.replace('users:(("kube-nginx",pid=42', 'users:(("kube-nginx",pid=99,fd=6),("kube-nginx",pid=42')
+    nginx, _ = parse("n1", forked).listeners
+    assert (nginx.pid, nginx.unit) == (42, "kube-nginx.service")
+
+
 def test_ports_units_and_records_are_read() -> None:
     seen = parse("n1", BUSY)
     nginx, kubelet = seen.listeners
