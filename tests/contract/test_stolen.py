@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from tests.contract.control_plane import ControlPlane
-from tests.contract.kubelets import admin, as_node, as_token, cluster_of, node_document, planned, until
+from tests.contract.kubelets import admin, as_node, as_token, client_request, cluster_of, node_document, planned, until
 from tests.contract.test_approver import rules
 
 from kubeworker.core import bootstrap_token
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError, CredentialsError
+from kubeworker.flow.csr import approve
+from kubeworker.flow.events import Event, Warning_
 from kubeworker.flow.join import apply_cluster
 from kubeworker.io.kube import Kube
 
@@ -119,3 +121,19 @@ def mirror_pod(node: str) -> dict[str, Any]:
     pod = plain_pod(node)
     pod["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "x"}
     return pod
+
+
+async def test_a_second_key_approved_for_one_token_is_an_alarm(control_plane: ControlPlane, kube: Kube) -> None:
+    """Thief and node both hold the token: which of them is which can't be told, but that there are two can."""
+    await kube.create(bootstrap_token.document(TOKEN))
+    events = list[Event]()
+    async with await as_token(control_plane, TOKEN) as holder:
+        for warned in (False, True):
+            made = await holder.create(client_request(OTHER.name))
+            done = await approve(kube, cluster_of(control_plane, ROBBED, OTHER), events.append)
+            assert [each.name for each in done.approved] == [made["metadata"]["name"]]
+            warnings = [each for each in events if isinstance(each, Warning_)]
+            assert [made["metadata"]["name"] in each.text for each in warnings] == [True] * warned
+            assert all(each.subject == OTHER.name for each in warnings)
+    for each in await kube.csrs():
+        await kube.delete("CertificateSigningRequest", each.name)

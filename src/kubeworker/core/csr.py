@@ -194,6 +194,20 @@ def issued_keys(csrs: Iterable[CsrView]) -> dict[str, tuple[str, ...]]:
     return {node: tuple(dict.fromkeys(several)) for node, several in keys.items()}
 
 
+def token_keys(approved: Iterable[CsrView]) -> dict[str, frozenset[str]]:
+    """By bootstrap token's user, public keys of its requests that were approved."""
+    keys: dict[str, frozenset[str]] = {}
+    for csr in approved:
+        if kind(csr) != "client":
+            continue
+        try:
+            key = request_key(csr)
+        except ValueError:
+            continue  # approved by somebody else's rules
+        keys[csr.username] = keys.get(csr.username, frozenset()) | {key}
+    return keys
+
+
 def joined_keys(known: Keys, more: Keys) -> dict[str, tuple[str, ...]]:
     """Both; `more` is the newer knowledge, and its order is kept: a key in both takes its place there."""
     return {
@@ -265,8 +279,7 @@ def broken_rules(csr: CsrView, known: Knowledge) -> Iterator[Pending]:
             for rule, detail in _serving_broken(csr, known.inventory, known.issued_keys, known.node_addresses):
                 yield Pending(rule=f"serving.{rule}", detail=detail)
         case "client":
-            present = frozenset(known.node_addresses) - known.rejoining
-            for rule, detail in _client_broken(csr, known.tokens, known.inventory, present, known.issued_keys):
+            for rule, detail in _client_broken(csr, known):
                 yield Pending(rule=f"client.{rule}", detail=detail)
         case "renewal":
             yield Pending(rule="client.renewal", detail=_RENEWAL)
@@ -315,22 +328,16 @@ def _serving_broken(
     yield from _key_reuse_broken(request, node, issued)
 
 
-def _client_broken(
-    csr: CsrView,
-    tokens: Mapping[str, str],
-    inventory: Inventory,
-    nodes_present: frozenset[str],
-    issued: Mapping[str, frozenset[str]],
-) -> Broken:
+def _client_broken(csr: CsrView, known: Knowledge) -> Broken:
     yield from _decided_broken(csr)
     token = csr.username.removeprefix(BOOTSTRAP_USER)
-    if not csr.username.startswith(BOOTSTRAP_USER) or token not in tokens:
+    if token not in known.tokens:
         yield "requester", f"requested by {csr.username}, which no token issued by this tool stands for"
         return
     if BOOTSTRAP_GROUP not in csr.groups:
         yield "group", f"{csr.username} is not in group {BOOTSTRAP_GROUP}"
-    node = tokens[token]
-    if node not in inventory.nodes:
+    node = known.tokens[token]
+    if node not in known.inventory.nodes:
         yield "node", f"{node} is not a node of cluster.yaml"
         return
     try:
@@ -341,9 +348,9 @@ def _client_broken(
     yield from _request_broken(request, csr, NODE_USER + node, "client auth")
     if _sans(request):
         yield "san", "a client certificate carries no names or addresses"
-    if node in nodes_present:
+    if node in known.node_addresses and node not in known.rejoining:
         yield "node_present", f"Node {node} exists already and is not being rejoined"
-    yield from _key_reuse_broken(request, node, issued)
+    yield from _key_reuse_broken(request, node, known.issued_keys)
 
 
 def _decided_broken(csr: CsrView) -> Broken:

@@ -226,6 +226,7 @@ class Desk:
         present = {node.name: node for node in await self.kube.nodes(concerned & self.inventory.nodes.keys())}
         approved: list[CsrView] = []
         left: list[Listed] = []
+        used = csr.token_keys(each for each in requests if "Approved" in each.conditions)
         for request in concerning:
             verdict: Verdict | None = csr.judge(request, self._knowledge(tokens, present))
             if isinstance(verdict, Approve):
@@ -235,6 +236,7 @@ class Desk:
                     left.append(Listed(request=request, verdict=verdict))
                 case Approve():
                     approved.append(request)
+                    self._second_key(request, used)
                 case None:
                     pass
         return Seen(
@@ -308,6 +310,17 @@ class Desk:
             tokens=tokens,
             rejoining=self.rejoining,
         )
+
+    def _second_key(self, request: CsrView, used: dict[str, frozenset[str]]) -> None:
+        """Warn of two keys approved for one token. It is no rule: a kubelet that starts anew makes a new key."""
+        for user, keys in csr.token_keys([request]).items():
+            if used.get(user, keys) != keys:
+                text = (
+                    f"{request.name} is the second key that was approved for its bootstrap token: kubelet was started "
+                    "anew before it had the first certificate, or somebody else holds the token"
+                )
+                self.report(Warning_(subject=request.node, text=text))
+            used[user] = used.get(user, frozenset()) | keys
 
     async def _approve(self, request: CsrView) -> Verdict | None:
         """None: decided or deleted meanwhile, so that the next look sees it as it is."""
