@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,6 @@ def refused(operator: Operator, verb: str, *arguments: str) -> str:
 def all_green(operator: Operator) -> None:
     done = operator.run("verify", "--node", NODE, timeout=SLOW)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def answers(lab: LabState, script: str, wanted: str) -> Callable[[], bool]:
-    """Whether the machine, which may be off, answers this."""
-
-    def asked() -> bool:
-        if full_kernel.pid(lab, lab.machine(NODE)) is None:
-            return False
-        done = labs.run(lab, lab.machine(NODE), script)
-        return done.returncode == 0 and wanted in done.stdout
-
-    return asked
 
 
 def reboot(lab: LabState) -> None:
@@ -206,7 +194,8 @@ def test_swap_is_found_and_turned_off_and_all_of_it_outlives_a_reboot(operator: 
 _REPOSITORY = r"""
 set -e
 mkdir -p /srv/repository/tree/DEBIAN
-dpkg -L nftables | while read -r path; do [ -d "$path" ] || cp --parents -a "$path" /srv/repository/tree; done
+dpkg -L nftables | while read -r path; do [ -d "$path" ] || [ ! -e "$path" ] || echo "${path#/}"; done |
+  tar -C / -cf - -T - | tar -C /srv/repository/tree -xf -
 dpkg-query -W -f '${Package}\n${Version}\n${Architecture}\n${Depends}\n' nftables > /srv/repository/fields
 { read -r package; read -r version; read -r architecture; read -r depends; } < /srv/repository/fields
 control="Package: $package

@@ -114,23 +114,20 @@ def write_seed(folder: Path) -> None:
 def pid(lab: LabState, each: Machine) -> int | None:
     """The kernel's process; None if the machine is off.
 
-    Its helpers, and the processes that run the programs inside, have the same executable, but it leads the session.
+    Its helpers, and the processes that run the programs inside, are called alike, but it leads the session, from
+    before it becomes the kernel until after a reboot.
     """
-    for member in sorted(cgroups.pids(machine.groups(lab, each))):
-        if _is_kernel(member):
-            return member
-    return None
+    return next((member for member in sorted(cgroups.pids(machine.groups(lab, each))) if _leads(member)), None)
 
 
-def _is_kernel(member: int) -> bool:
+def _leads(member: int) -> bool:
     try:
         text = Path(f"/proc/{member}/stat").read_text()
-        executable = Path(f"/proc/{member}/exe").readlink()
     except OSError:
         return False
     # State, parent, process group and session follow the name in brackets (proc_pid_stat(5)).
     state, _, _, session = text.rpartition(")")[2].split()[:4]
-    return state != "Z" and int(session) == member and str(executable) == KERNEL
+    return state != "Z" and int(session) == member
 
 
 def run(lab: LabState, each: Machine, script: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
