@@ -12,11 +12,14 @@ from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin
 
 from kubeworker.core import verify_objects
-from kubeworker.core.verify_objects import KINDS, LABELS, NAMESPACE, Run
+from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core.manifest import ref
+from kubeworker.core.verify_objects import KINDS, LABELS, NAMESPACE, TRAFFIC_KINDS, Run
 from kubeworker.errors import ApiConflict
 from kubeworker.flow.verify_access import granted, remove_stale
 from kubeworker.io.https import Answer, get, tls_context
 from kubeworker.io.kube import Kube
+from kubeworker.io.objects import Objects
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -103,3 +106,50 @@ async def test_what_a_killed_run_left_goes_once_it_is_old_and_other_objects_stay
     await remove_stale(kube, now=now + timedelta(minutes=11))
     assert await made(kube) == []
     assert await kube.delete("ServiceAccount", "foreign", namespace=NAMESPACE)
+
+
+POLICIES = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "ciliumnetworkpolicies.cilium.io"},
+    "spec": {
+        "group": "cilium.io",
+        "scope": "Namespaced",
+        "names": {
+            "plural": "ciliumnetworkpolicies",
+            "kind": "CiliumNetworkPolicy",
+            "listKind": "CiliumNetworkPolicyList",
+            "singular": "ciliumnetworkpolicy",
+        },
+        "versions": [
+            {
+                "name": "v2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+"""Stands in for Cilium's own definition, which its operator makes."""
+
+
+async def test_services_and_policies_of_a_killed_run_go_too_and_do_without_ciliums_kinds(kube: Kube) -> None:
+    kinds = (*KINDS, *TRAFFIC_KINDS)
+    later = datetime.now(UTC) + timedelta(minutes=11)
+    await kube.create(verify_objects.pod(RUN, "nowhere", "busybox"))
+    await kube.create(verify_objects.traffic_service(RUN, 0))
+    await remove_stale(kube, now=later, kinds=kinds)  # no such kind as CiliumNetworkPolicy yet
+    assert await made(kube) == []
+    assert await kube.list("Service", labels=LABELS) == ()
+
+    api = Objects(kube)
+    definition = ObjectAction(verb="apply", document=POLICIES, reason="")
+    await api.carry_out(definition)
+    try:
+        await api.apply(verify_objects.traffic_policy(RUN), force=True)
+        assert len(await kube.list("CiliumNetworkPolicy", labels=LABELS)) == 1
+        await remove_stale(kube, now=later, kinds=kinds)
+        assert await kube.list("CiliumNetworkPolicy", labels=LABELS) == ()
+    finally:
+        await api.delete(ref(POLICIES))
