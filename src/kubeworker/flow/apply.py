@@ -240,7 +240,12 @@ class _Run:
     async def install(self, plan: Plan) -> None:
         """The charts' objects, once for all nodes, which now run what the agents need; then the agents themselves."""
         kube = self.session.kube
-        if kube is None or self.failed > self.options.max_failures:
+        if kube is None:
+            return
+        if self.failed > self.options.max_failures:
+            if plan.charts.actions:
+                text = f"{len(plan.charts.actions)} changes not started: {_nodes(self.failed)} failed"
+                self.session.report(Warning_(subject="cluster", text=text))
             return
         await charts.apply(kube, plan.charts.actions, self.session.report)
         self.objects += len(plan.charts.actions)
@@ -422,7 +427,8 @@ class _Run:
         joined = any(node.joining for node in plan.nodes if node.name in self.going())
         waiting = {node.name for node in plan.nodes if node.deferred and node.name in self.going()}
         kube = self.session.kube
-        if kube and waiting:
+        # Only the bridge's files are made of it; with other plugins a Node need not have one.
+        if kube and waiting and self.session.cluster.cni == "bridge":
             await looked_until(
                 lambda: kube.nodes(waiting),
                 lambda nodes: waiting <= {node.name for node in nodes if node.pod_cidr},

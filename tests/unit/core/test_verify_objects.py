@@ -6,7 +6,7 @@ import pytest
 
 from kubeworker.core import verify_objects
 from kubeworker.core.kube_views import PodStatus
-from kubeworker.core.verify_objects import Run
+from kubeworker.core.verify_objects import Role, Run
 
 RUN = Run(id="abc123")
 
@@ -75,3 +75,34 @@ def test_a_pod_that_takes_steps_is_waited_for_and_one_that_stands_or_fails_is_no
     assert not verify_objects.goes_on((pulled,), (pulled,))
     assert not verify_objects.goes_on((), ())
     assert not verify_objects.goes_on((pulled, sandbox), (pulled,))
+
+
+def test_traffic_goes_to_pods_of_the_other_side_and_never_to_the_one_that_asks() -> None:
+    pods = {side: verify_objects.traffic_pod(RUN, "w1", side, "open", "busybox") for side in (0, 1)}
+    assert pods[0]["metadata"]["name"] != pods[1]["metadata"]["name"]
+    for side in (0, 1):
+        selector = verify_objects.traffic_service(RUN, 1 - side)["spec"]["selector"].items()
+        assert not selector <= pods[side]["metadata"]["labels"].items()
+        assert selector <= pods[1 - side]["metadata"]["labels"].items()
+
+
+def test_the_policy_selects_guarded_pods_of_this_run_only() -> None:
+    spec = verify_objects.traffic_policy(RUN)["spec"]
+    selector = spec["endpointSelector"]["matchLabels"].items()
+    (allowed,) = (peer["matchLabels"].items() for rule in spec["ingress"] for peer in rule["fromEndpoints"])
+    cases: tuple[tuple[Run, Role, bool, bool], ...] = (
+        (RUN, "guarded", True, False),
+        (RUN, "open", False, True),
+        (Run(id="other"), "guarded", False, False),
+        (Run(id="other"), "open", False, False),
+    )
+    for run, role, guarded, let_in in cases:
+        labels = verify_objects.traffic_pod(run, "w1", 0, role, "busybox")["metadata"]["labels"].items()
+        assert (selector <= labels) == guarded
+        assert (allowed <= labels) == let_in
+
+
+def test_pods_for_traffic_meet_the_restricted_standard_as_the_others() -> None:
+    plain, talking = verify_objects.pod(RUN, "w1", "b"), verify_objects.traffic_pod(RUN, "w1", 0, "guarded", "b")
+    (here,), (there,) = plain["spec"]["containers"], talking["spec"]["containers"]
+    assert {**plain["spec"], "containers": [{**here, "command": there["command"]}]} == talking["spec"]
