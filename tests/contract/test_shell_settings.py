@@ -82,7 +82,9 @@ _piece = st.one_of(
     _text,
     _spaced.map(lambda text: "'" + text.replace("'", "") + "'"),
     _spaced.map(lambda text: '"' + text.replace('"', "") + '"'),
-    st.sampled_from(["\\ ", "\\$", "\\\\", "\\\n", '""', "''", '"\\$A"', '"\\a"', '"\\\n"', "$", "a#b"]),
+    st.sampled_from(
+        ["\\ ", "\\$", "\\\\", "\\\n", "$A\\\nb", '"$B\\\n0"', '""', "''", '"\\$A"', '"\\a"', '"\\\n"', "$", "a#b"]
+    ),
     _reference,
     _reference.map('"{}"'.format),
     st.tuples(_text, _reference, _text).map(lambda parts: '"{} {}{}"'.format(*parts)),

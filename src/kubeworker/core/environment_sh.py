@@ -108,7 +108,9 @@ class _Reader:
     arrays: set[str] = field(default_factory=set)
     """Names that are or may be arrays: a plain assignment sets their first element only."""
     odd: dict[str, str] = field(default_factory=dict)
-    """Names whose assignments mean something else, and why: readonly, integers."""
+    """Names whose assignments mean something else, and why: integers, references."""
+    readonly: set[str] = field(default_factory=set)
+    """Setting one of these is an error, after which bash leaves out the rest of the line."""
     functions: set[str] = field(default_factory=set)
     own_ifs: bool = False
     """IFS may have been changed, which decides how unquoted values are split."""
@@ -303,8 +305,7 @@ class _Reader:
             else:
                 self._assign(each, sure=sure)
         if "r" in flags or command == "readonly":
-            for name in (*plain, *(each.name for each in values)):
-                self.odd.setdefault(name, f"it is readonly since line {line}")
+            self.readonly |= {*plain, *(each.name for each in values)}
 
     def _odd_declaration(self, command: str, rest: Sequence[Word | Assignment], line: int) -> None:
         named = [word.name if isinstance(word, Assignment) else _plain(word) for word in rest]
@@ -329,6 +330,9 @@ class _Reader:
 
     def _assign(self, assignment: Assignment, *, sure: bool) -> None:
         name, line = assignment.name, assignment.line
+        if name in self.readonly:
+            self.doubt_all(line, name, "it is readonly, and bash stops here; nothing from here on is read")
+            raise _Stop
         if isinstance(assignment.value, tuple) or assignment.subscript:
             was_array = name in self.arrays
             self.arrays.add(name)

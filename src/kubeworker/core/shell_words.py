@@ -214,6 +214,8 @@ class _Reader:
             return None
         line = self.line
         self.at = found.end()
+        while self._starts("\\\n"):
+            self._take(2)
         value = self._array() if self._peek() == "(" else self._word()
         return Assignment(name=found[1], subscript=found[2] is not None, append=bool(found[3]), value=value, line=line)
 
@@ -320,8 +322,12 @@ class _Reader:
         for pattern in (_SIMPLE, _BRACED):
             if found := pattern.match(self.text, self.at):
                 self.at = found.end()
+                if pattern is _SIMPLE and self._starts("\\\n"):
+                    return Opaque(what="a name that goes on in the next line")
                 index = found[2] or "" if pattern is _BRACED else ""
                 return Reference(name=found[1], index=index, quoted=quoted)
+        if self._starts("$\\\n"):
+            raise Unreadable(self.line, "an expansion that goes on in the next line")
         if self._starts("`"):
             return self._backquoted()
         if self._starts("$(("):
