@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin, cluster_of
 
@@ -28,6 +29,7 @@ from kubeworker.errors import ApiError, InputError
 from kubeworker.flow import chart_credentials, charts
 from kubeworker.flow.charts import Release
 from kubeworker.flow.events import silent
+from kubeworker.flow.render import render_objects
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.kube import Kube
 from kubeworker.io.objects import Objects
@@ -133,6 +135,24 @@ async def test_the_operators_own_helm_settings_have_no_say(
     finally:
         for name, value in kept.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+async def test_render_writes_the_objects_twice_the_same_without_an_api_and_without_a_secret(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    cluster = settings(cluster_of(control_plane, *NODES))
+    written = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found = await render_objects(tmp_path / "cluster.yaml", cluster, discover(), tmp_path / name, silent)
+        written.append({path.name: path.read_text() for path in found})
+    one, two = written
+    assert one == two
+    assert list(one) == sorted(one)
+    assert next(iter(one)) == "000-namespace-cilium-secrets.yaml"
+    secret = yaml.safe_load(one["004-secret-hubble-server-certs.yaml"])
+    assert set(secret["data"].values()) == {"secret: made by `kubeworker apply`, never rendered"}
+    assert not (tmp_path / ".kubeworker").exists()
 
 
 async def test_the_chart_says_why_it_refuses_values(

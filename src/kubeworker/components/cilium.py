@@ -399,7 +399,9 @@ def _traces(config: Config) -> tuple[WarnOfTraces, ...]:
         ),
         WarnOfTraces(
             name="bridge-pods",
-            look=f"[ ! -d /sys/class/net/{_BRIDGE}/brif ] || ls /sys/class/net/{_BRIDGE}/brif | grep -c .",
+            look=f"for port in /sys/class/net/{_BRIDGE}/brif/*; do\n"
+            '  [ ! -e "$port" ] || echo\n'
+            'done | grep -c "" | grep -vx 0',
             message="{found} pods are on the bridge of cni: bridge: they lose their network when Cilium takes over, "
             "and have it again once they are made anew (kubectl delete pod, or drain the node before)",
             fix="kubectl drain the node before, or delete its pods afterwards",

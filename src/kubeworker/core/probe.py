@@ -477,7 +477,7 @@ done"""
 
 def _traces(requirements: Iterable[object]) -> str:
     return "\n".join(
-        f"trace=$(\n{each.look}\n) < /dev/null 2> /dev/null\n"
+        f"trace=$({{\n{each.look}\n}} < /dev/null 2> /dev/null)\n"
         f'[ -z "$trace" ] || printf "trace\\t%s\\t%s\\n" {shlex.quote(each.name)} "$(printf %s "$trace" | head -n 1)"'
         for each in requirements
         if isinstance(each, WarnOfTraces)

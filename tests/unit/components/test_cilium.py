@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.samples import cluster
+from tests.unit.samples import cluster, state
 
 from kubeworker.components import cilium
 from kubeworker.components.cilium import Config
 from kubeworker.core import desired
-from kubeworker.core.component import KeyPair
+from kubeworker.core.component import Facts, KeyPair
 from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.model import Stage, WarnOfTraces
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError
 
@@ -156,3 +159,78 @@ def test_nodes_without_a_pod_cidr_are_named_where_it_is_needed() -> None:
     (text,) = warned(spec(), bare)
     assert "--allocate-node-cidrs" in text
     assert warned(spec(ipam="cluster-pool"), bare) == ()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# On nodes
+
+
+def stage(*, ready: bool, **settings: Any) -> Stage:
+    wanted = state(spec(**settings), facts=Facts(network_ready=ready))
+    (found,) = (each for each in wanted.stages if each.component == "cilium")
+    return found
+
+
+def test_the_bridge_goes_once_ciliums_agent_is_ready() -> None:
+    (before,), (after,) = (stage(ready=ready).absent_units for ready in (False, True))
+    assert before.waits_for == "Cilium's agent on the node is Ready"
+    assert after.waits_for == ""
+    assert "/etc/cni/net.d/10-kubeworker.conflist" in after.paths
+
+
+def test_all_that_the_bridge_has_on_a_node_is_named() -> None:
+    """Compared with what that component itself says, so that neither can change alone."""
+    bridge = state(cluster(cni="bridge"), facts=Facts(pod_cidr="172.30.1.0/24"))
+    (made,) = (each for each in bridge.stages if each.component == "bridge_cni")
+    (gone,) = stage(ready=True).absent_units
+    assert [unit.name for unit in made.units] == [gone.name]
+    assert {file.path for file in made.files} <= set(gone.paths)
+    assert {absent.path for absent in made.absent} <= set(gone.paths)
+
+
+def looked(name: str, place: Path) -> str:
+    """What a trace's shell prints where `place` stands for the root of the file system."""
+    (found,) = (each for each in stage(ready=True).requirements if isinstance(each, WarnOfTraces) and each.name == name)
+    text = found.look.replace("/etc/cni", f"{place}/etc/cni").replace("/sys/class", f"{place}/sys/class")
+    return subprocess.run(["/bin/sh", "-c", text], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_other_plugins_configuration_is_found_and_ciliums_own_is_not(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/cni/net.d"
+    assert looked("cni-config", tmp_path) == ""
+    folder.mkdir(parents=True)
+    for name in ("05-cilium.conflist", "10-kubeworker.conflist", "10-flannel.conflist.cilium_bak", "notes.txt"):
+        (folder / name).touch()
+    assert looked("cni-config", tmp_path) == ""
+    for name in ("03-a b.conf", "10-calico.conflist"):
+        (folder / name).touch()
+    assert looked("cni-config", tmp_path) == "03-a b.conf 10-calico.conflist"
+
+
+def test_other_plugins_interfaces_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/class/net"
+    for name in ("lo", "eth0", "cilium_host"):
+        (folder / name).mkdir(parents=True)
+    assert looked("cni-links", tmp_path) == ""
+    for name in ("flannel.1", "cali12345"):
+        (folder / name).mkdir()
+    assert looked("cni-links", tmp_path) == "flannel.1 cali12345"
+
+
+def test_pods_on_the_bridge_are_counted(tmp_path: Path) -> None:
+    assert looked("bridge-pods", tmp_path) == ""
+    (tmp_path / "sys/class/net/kw0/brif").mkdir(parents=True)
+    assert looked("bridge-pods", tmp_path) == ""
+    for name in ("veth1", "veth2"):
+        (tmp_path / "sys/class/net/kw0/brif" / name).mkdir(parents=True)
+    assert looked("bridge-pods", tmp_path) == "2"
+
+
+def test_a_plan_says_what_becomes_of_other_configuration() -> None:
+    def message(**settings: Any) -> str:
+        first = stage(ready=True, **settings).requirements[0]
+        assert isinstance(first, WarnOfTraces)
+        return first.message
+
+    assert message().endswith("renames them to *.cilium_bak")
+    assert "takes the first by name" in message(values={"cni": {"exclusive": False}})

@@ -22,6 +22,7 @@ from kubeworker.core.model import (
     RequireSwapOff,
     RequireSysctl,
     Stage,
+    WarnOfTraces,
 )
 from kubeworker.core.observed import Disk, Listener, Observed
 from kubeworker.core.preflight import Finding, preflight
@@ -204,3 +205,10 @@ def test_in_a_container_the_hosts_facts_are_named_so(requirement: Requirement, f
     finding = one(needs(requirement), bare(container="systemd-nspawn", **fields))
     assert "owned by the host of this systemd-nspawn container" in finding.message
     assert finding.fix.startswith("on its host: ")
+
+
+def test_traces_of_another_plugin_are_named_and_keep_nobody_from_being_changed() -> None:
+    trace = WarnOfTraces(name="cni-links", look="true", message="other interfaces: {found}", fix="reboot")
+    finding = one(needs(trace), bare(traces={"cni-links": "flannel.1"}))
+    assert (finding.severity, finding.message) == ("warning", "other interfaces: flannel.1")
+    assert found(needs(trace), bare()) == ()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.unit import samples
 from tests.unit.core.engine_states import blob, state
 
 from kubeworker.core import probe
@@ -34,6 +35,7 @@ from kubeworker.core.model import (
     Stage,
     Sysctl,
     Unit,
+    WarnOfTraces,
 )
 from kubeworker.core.observed import Observed, ProbeError, parse
 
@@ -332,6 +334,33 @@ def test_the_kubeconfig_is_read_without_its_credentials(tmp_path: Path, home: Pa
 # ---------------------------------------------------------------------------------------------------------------
 
 
+def _cilium_stage() -> Stage:
+    (stage,) = (each for each in samples.state(samples.cluster(cni="cilium")).stages if each.component == "cilium")
+    return stage
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_traces_are_told_by_name_on_one_line_and_only_where_there_are_any(shell: str, home: Path) -> None:
+    def trace(name: str, text: str) -> WarnOfTraces:
+        return WarnOfTraces(name=name, look=text, message="{found}", fix="x")
+
+    seen = look(
+        state(
+            Stage(
+                component="c",
+                requirements=(
+                    trace("some", "printf 'a b %%s \\n'; echo more"),
+                    trace("none", "cd /no/such/folder && echo found"),
+                    trace("noisy", "echo trouble >&2; exit 3"),
+                ),
+            )
+        ),
+        home,
+        shell=shell,
+    )
+    assert seen.traces == {"some": "a b %s"}
+
+
 def everything() -> NodeState:
     """A state that brings out every part of the text."""
     return state(
@@ -346,6 +375,7 @@ def everything() -> NodeState:
                 RequireSysctl(key="net.ipv4.ip_forward", value="1", fix=""),
                 RequireProxyMode(mode="ipvs"),
                 RequireMasquerade(family="ip"),
+                *(need for need in _cilium_stage().requirements if isinstance(need, WarnOfTraces)),
             ),
             modules=(Module(name="br_netfilter"), Module(name="overlay")),
             sysctls=(Sysctl(key="net.ipv4.ip_forward", value="1"),),
