@@ -289,6 +289,11 @@ def _odd_values(cluster: ClusterFile, config: Config) -> Iterator[str]:
                 f"components.cilium.values.{key} is {config.values[key]!r}: agents reach the API there and not through "
                 f"each node's own proxy ({computed[key]}), which is up whichever kube-apiserver is down"
             )
+    if not config.kube_proxy_replacement and not cluster.components.get("kube_proxy", {}).get("enabled", True):
+        yield (
+            "components.kube_proxy.enabled and components.cilium.kube_proxy_replacement are false: pods reach Services,"
+            " nodes do not"
+        )
     if config.values.get("cni", {}).get("exclusive") is False:
         yield (
             "components.cilium.values.cni.exclusive is false: other files in /etc/cni/net.d stay, and of all files "

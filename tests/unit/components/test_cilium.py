@@ -234,3 +234,12 @@ def test_a_plan_says_what_becomes_of_other_configuration() -> None:
 
     assert message().endswith("renames them to *.cilium_bak")
     assert "takes the first by name" in message(values={"cni": {"exclusive": False}})
+
+
+def test_nodes_that_nobody_brings_to_a_service_are_warned_of() -> None:
+    def warned_of(replacement: bool) -> tuple[str, ...]:  # noqa: FBT001 - one case each
+        settings = {"kube_proxy": {"enabled": False}, "cilium": {"kube_proxy_replacement": replacement}}
+        return desired.warnings(cluster(cni="cilium", components=settings), (cilium.COMPONENT,))
+
+    assert "nodes do not" in warned_of(replacement=False)[0]
+    assert warned_of(replacement=True) == ()
