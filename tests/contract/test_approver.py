@@ -66,9 +66,10 @@ class Audited:
         return seen
 
 
-@pytest.fixture
-def audited(control_plane: ControlPlane, binaries: Path, tmp_path: Path) -> Iterator[Audited]:
-    policy, log = tmp_path / "policy.yaml", tmp_path / "audit.log"
+@pytest.fixture(scope="module")
+def audited(control_plane: ControlPlane, binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Audited]:
+    folder = tmp_path_factory.mktemp("audited")
+    policy, log = folder / "policy.yaml", folder / "audit.log"
     policy.write_text(yaml.safe_dump(POLICY))
     processes = Processes(control_plane.directory)
     try:

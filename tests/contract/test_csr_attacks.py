@@ -93,6 +93,8 @@ class Campaign:
     """What it said it left, with the rule."""
     issued: tuple[str, ...]
     """Controls that came to be certificates."""
+    refused_after: float
+    """Seconds from the deletion of a token that was in use until the API server no more took it."""
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -243,6 +245,25 @@ def decided(document: Mapping[str, Any], *types: str) -> dict[str, Any]:
     return {**document, "status": {"conditions": conditions}}
 
 
+async def refused_after(plane: ControlPlane, kube: Kube) -> float:
+    """Delete a token whose holder has just used it; seconds until it is refused."""
+    loop, token = asyncio.get_running_loop(), token_of("token")
+    config = plane.token_kubeconfig("deleted-token", token.value)
+    await (await Kube.connect(config, (), plane.ca_cert)).close()
+    await kube.delete_token(token)
+    began = loop.time()
+
+    async def refused() -> bool:
+        try:
+            await (await Kube.connect(config, (), plane.ca_cert)).close()
+        except CredentialsError as error:
+            return "401" in error.message
+        return False
+
+    await until(refused, seconds=30)
+    return loop.time() - began
+
+
 async def states(kube: Kube) -> dict[str, str]:
     return {each.name: each.state for each in await kube.csrs()}
 
@@ -345,7 +366,10 @@ async def run(plane: ControlPlane, open_plane: ControlPlane, binaries: Path, fol
             await until(partial(is_issued, kube, control))
         after_tool = await states(kube)
 
-        await asyncio.to_thread(guide, plane, binaries)
+        async with asyncio.TaskGroup() as group:
+            # kubectl asks 5 times a second at most, so this takes a while.
+            group.create_task(asyncio.to_thread(guide, plane, binaries))
+            refused = group.create_task(refused_after(plane, kube))
         await until(lambda: settled(kube), seconds=30)
         after_guide = await states(kube)
         return Campaign(
@@ -362,6 +386,7 @@ async def run(plane: ControlPlane, open_plane: ControlPlane, binaries: Path, fol
             approved=tuple(each["name"] for each in done["approved"]),
             pending={each["name"]: each["rule"] for each in done["pending"]},
             issued=tuple(name for name in controls if after_tool[name] == "Approved,Issued"),
+            refused_after=refused.result(),
         )
 
 
@@ -430,6 +455,11 @@ def test_good_requests_among_them_are_approved_and_issued_and_nothing_else(campa
 
 def test_a_request_that_was_exchanged_under_its_name_is_not_the_one_that_was_approved(campaign: Campaign) -> None:
     assert "Precondition failed: UID" in campaign.outcomes["serving-recreated"].answer
+
+
+def test_a_deleted_token_is_refused_as_soon_as_the_api_server_forgets_that_it_took_it(campaign: Campaign) -> None:
+    # 10 s: TokenSuccessCacheTTL (pkg/kubeapiserver/options/authentication.go); a busy machine may be late.
+    assert campaign.refused_after < 15
 
 
 def test_every_rule_has_an_attack_that_breaks_it_alone() -> None:
