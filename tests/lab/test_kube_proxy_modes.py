@@ -17,6 +17,7 @@ import pytest
 import yaml
 from tests.lab.operate import Change, Operator, kubectl, sh, until
 
+from kubeworker import lab as labs
 from kubeworker.lab import LabState
 
 NATIVE, FULL = "k8s-02", "fk-01"
@@ -107,14 +108,15 @@ def asking(lab: LabState, node: str) -> Iterator[list[Asked]]:
     """The client runs on the node meanwhile; what it saw is in the list afterwards."""
     stop = "/run/asking.stop"
     seen: list[Asked] = []
+    script = f"timeout {SLOW} perl - {API} 443 {stop} <<'PERL'\n{CLIENT}PERL"
     with ThreadPoolExecutor(1) as pool:
         sh(lab, node, f"rm -f {stop}")
-        answer = pool.submit(sh, lab, node, f"timeout 600 perl - {API} 443 {stop} <<'PERL'\n{CLIENT}PERL")
+        answer = pool.submit(labs.run, lab, lab.machine(node), script, timeout=SLOW)
         try:
             yield seen
         finally:
             sh(lab, node, f"touch {stop}")
-        tries, failed, longest = answer.result().split()
+        tries, failed, longest = answer.result().stdout.split()
         seen.append(Asked(int(tries), int(failed), float(longest)))
 
 

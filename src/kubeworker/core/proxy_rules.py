@@ -120,9 +120,9 @@ def _await(mode: Mode, address: str) -> str:
         case "nftables":
             sign = f"nft list map {family} kube-proxy service-ips | grep -qF '{address} '"
         case "ipvs":
-            packed = ipaddress.ip_address(address)
-            shown = f"[{packed.exploded}]" if six else f"{int(packed):08X}"
-            sign = f"grep -qF ' {shown}:01BB ' /proc/net/ip_vs"
+            # The virtual servers come first, and seconds before the rule that has a node's own connections to them
+            # masqueraded: without it answers go to the Service's address.
+            sign = f"{tool}-save -t nat | grep -q -e '--match-set KUBE-{'6-' if six else ''}CLUSTER-IP dst,dst'"
     return f"""tries=0
 until {sign}; do
   tries=$((tries + 1))

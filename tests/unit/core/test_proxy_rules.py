@@ -114,7 +114,7 @@ def test_every_chain_goes_in_one_go_but_kubelets_and_one_that_others_use(tools: 
 def test_ipvs_mode_keeps_the_chains_that_both_have(tools: Path) -> None:
     text = leftovers("ipvs")["kube-proxy's iptables rules"].remove
     waiting, _, removing = text.partition("chains() {")
-    assert " 0AFE0001:01BB " in waiting
+    assert "--match-set KUBE-CLUSTER-IP dst,dst" in waiting
     lines = restored(tools, f"chains() {{{removing}")
     assert {line.split()[0][1:] for line in lines if line.startswith(":")} == {
         "KUBE-SEP-AAAAAAAAAAAAAAAA",
@@ -155,7 +155,7 @@ def test_only_what_kube_proxy_itself_would_remove_too_early_is_copied(mode: Mode
 @pytest.mark.parametrize(
     ("mode", "sign"),
     [
-        ("ipvs", " [fd00:0000:0000:0000:0000:0000:0000:0001]:01BB "),
+        ("ipvs", "--match-set KUBE-6-CLUSTER-IP dst,dst"),
         ("nftables", "'fd00::1 '"),
         ("iptables", "ip6tables-save"),
     ],
