@@ -309,6 +309,29 @@ def test_a_nodes_renewal_of_its_client_certificate_is_left_to_the_controller_man
     assert "node-client-cert-renewal" in verdict.detail
 
 
+def test_every_broken_rule_is_told_in_the_order_of_judging() -> None:
+    several = replace(
+        SERVING, usages=("digital signature",), expiration_seconds=csr.MAX_SECONDS + 1, request=pem(**san(ip("::1")))
+    )
+    rules = [each.rule for each in csr.broken_rules(several, SERVING_KNOWN)]
+    # An address of nobody's is none of the Node's either.
+    assert rules == ["serving.usages", "serving.expiration", "serving.san_ip", "serving.node_address"]
+    assert csr.judge(several, SERVING_KNOWN) == next(csr.broken_rules(several, SERVING_KNOWN))
+    assert list(csr.broken_rules(SERVING, SERVING_KNOWN)) == []
+
+
+def test_a_request_without_a_node_to_compare_it_with_is_judged_no_further() -> None:
+    stranger = replace(SERVING, username="system:node:stranger", usages=())
+    assert [each.rule for each in csr.broken_rules(stranger, SERVING_KNOWN)] == ["serving.node"]
+
+
+def test_the_keys_that_a_token_got_certificates_for_are_known_by_its_user() -> None:
+    other = replace(CLIENT, name="csr-3", request=pem(key=P384))
+    unreadable = replace(CLIENT, request=b"nonsense")
+    keys = csr.token_keys([CLIENT, other, SERVING, unreadable])
+    assert keys == {CLIENT.username: frozenset({csr.request_key(CLIENT), csr.request_key(other)})}
+
+
 NAMES: list[x509.GeneralName] = [
     *OWN_SANS,
     x509.DNSName(OTHER),
