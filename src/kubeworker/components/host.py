@@ -71,7 +71,7 @@ def _stage(context: Context[Config]) -> Stage:
     sysctls = _sysctls(needs) if config.sysctls else ()
     return Stage(
         component="host",
-        requirements=own,
+        requirements=_commands(own, needs) if config.packages else own,
         modules=modules,
         sysctls=sysctls,
         swap_off=config.disable_swap,
@@ -79,6 +79,11 @@ def _stage(context: Context[Config]) -> Stage:
         files=_files(modules, sysctls),
         absent=_absent(container) if config.load_modules else (),
     )
+
+
+def _commands(own: tuple[Requirement, ...], needs: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+    """With everybody's commands, which the node is asked for: this stage installs those that it lacks."""
+    return tuple(dict.fromkeys((*own, *(need for need in needs if isinstance(need, RequireCommand)))))
 
 
 def _absent(container: str) -> tuple[Absent, ...]:

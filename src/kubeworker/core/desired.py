@@ -307,21 +307,25 @@ def _paths(stage: Stage) -> Iterator[str]:
 def _without_fulfilled(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Requirements that the state itself brings about are no reason to refuse the node.
 
-    RequireModule stays: that a module can be loaded at all is still to be found out.
+    RequireModule stays: that a module can be loaded at all is still to be found out. A command stays with the stage
+    that installs its package: whether it has to is seen on the node.
     """
     sysctls = {sysctl.key for stage in stages for sysctl in stage.sysctls}
     packages = {package for stage in stages for package in stage.packages}
     swap_off = any(stage.swap_off for stage in stages)
 
-    def open_(need: Requirement) -> bool:
+    def open_(stage: Stage, need: Requirement) -> bool:
         match need:
             case RequireSysctl(key=key):
                 return key not in sysctls
             case RequireCommand(package=package):
-                return package not in packages
+                return package in stage.packages or package not in packages
             case RequireSwapOff():
                 return not swap_off
             case _:
                 return True
 
-    return tuple(replace(stage, requirements=tuple(filter(open_, stage.requirements))) for stage in stages)
+    return tuple(
+        replace(stage, requirements=tuple(need for need in stage.requirements if open_(stage, need)))
+        for stage in stages
+    )

@@ -275,10 +275,24 @@ def test_what_the_state_brings_about_is_no_requirement_any_more() -> None:
     def needs(spec: ClusterFile) -> set[type]:
         return {type(need) for stage in state(spec).stages for need in stage.requirements}
 
-    kinds = {RequireSwapOff, RequireSysctl, RequireCommand}
+    kinds = {RequireSwapOff, RequireSysctl}
     assert kinds <= needs(cluster())
     assert not kinds & needs(cluster(components=EVERYTHING))
     assert RequireModule in needs(cluster(components=EVERYTHING))
+
+
+def test_commands_are_asked_for_by_the_stage_that_installs_them_and_by_no_other() -> None:
+    def commands(spec: ClusterFile) -> dict[str, set[str]]:
+        return {
+            stage.component: {need.name for need in stage.requirements if isinstance(need, RequireCommand)}
+            for stage in state(spec).stages
+        }
+
+    without = commands(cluster(cni="bridge"))
+    installing = commands(cluster(cni="bridge", components={"host": {"packages": True}}))
+    assert "nft" in without["bridge_cni"] - without["host"]
+    assert installing["host"] == set().union(*without.values())
+    assert not any(names for component, names in installing.items() if component != "host")
 
 
 def test_warnings_are_the_enabled_components() -> None:
