@@ -142,6 +142,16 @@ async def plan(
     return ChartsPlan(actions=tuple(actions), warnings=tuple(warnings), agents=agents)
 
 
+def not_ready(planned: ChartsPlan, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Nodes whose agent is not Ready though there is nothing to change: a plan must not pass for "all is well"."""
+    troubles = {} if planned.actions else planned.agents.troubles
+    return tuple(
+        f"the network plugin's agent on {name} is not Ready: {troubles[name]}"
+        for name in nodes
+        if name in troubles and name not in planned.agents.ready
+    )
+
+
 async def compare(kube: Kube, chart: Chart, rendered: Sequence[Document]) -> manifest.Changes:
     """What makes the live objects the rendered ones; InputError where they are somebody else's."""
     api = Objects(kube)

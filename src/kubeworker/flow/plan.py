@@ -182,7 +182,8 @@ async def _compare(session: Session) -> ChartsPlan:
         return ChartsPlan(warnings=(text,) if names else ())
     planned = await charts.plan(session.kube, session.releases, session.tools, session.request.nodes or None)
     left = await charts.forgotten(session.kube, session.cluster, session.registry)
-    return replace(planned, warnings=(*planned.warnings, *left))
+    lame = charts.not_ready(planned, [node.name for node in session.selected])
+    return replace(planned, warnings=(*planned.warnings, *left, *lame))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

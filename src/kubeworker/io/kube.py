@@ -237,6 +237,8 @@ class Kube:
                     if kind != "ConfigMap":
                         raise
                     await self.create(document)
+            case "apply":
+                raise ValueError("server-side apply is io/objects.py's")
 
     async def request(
         self, method: str, path: str, *, subject: str, body: Document | None = None, content_type: str = ""

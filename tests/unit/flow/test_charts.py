@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubeworker.flow.charts import agents_of
+from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.flow.charts import ChartsPlan, agents_of, not_ready
 
 GENERATION = "deprecated.daemonset.template.generation"
 
@@ -64,3 +65,11 @@ def test_what_keeps_a_pod_from_being_ready_is_said() -> None:
     seen = agents_of(daemon(), [pod("a", ready=False)])
     assert not seen.running
     assert seen.troubles["a"] == "pod agent-a is Running: ErrImagePull: no"
+
+
+def test_a_plan_without_changes_still_says_which_agents_are_not_ready() -> None:
+    agents = agents_of(daemon(), [pod("a", ready=False), pod("b")])
+    (text,) = not_ready(ChartsPlan(agents=agents), ["a", "b", "new"])
+    assert text.startswith("the network plugin's agent on a is not Ready: pod agent-a is Running")
+    action = ObjectAction(verb="apply", document={}, reason="")
+    assert not_ready(ChartsPlan(agents=agents, actions=(action,)), ["a", "b"]) == ()
