@@ -100,7 +100,7 @@ class Asked:
     tries: int
     failed: int
     longest: float
-    """Seconds between two answers."""
+    """Seconds between two answers with a failure between them."""
 
 
 @contextmanager
