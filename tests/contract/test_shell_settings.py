@@ -5,6 +5,8 @@ Scripts are put together from fragments, plain and awkward ones, by hypothesis; 
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -35,18 +37,26 @@ Values = dict[str, str | tuple[str, ...] | None]
 def bash(script: str, folder: Path) -> Values | None:
     """What bash has set after sourcing the script; None where it did not run to its end (a syntax error, `set -e`)."""
     (folder / "environment.sh").write_bytes(script.encode())
-    done = subprocess.run(
+    bash = subprocess.Popen(
         ["bash", "--norc", "--noprofile", "-c", f"source ./environment.sh > /dev/null\n{_DUMP}"],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        # However a function calls itself, also through subshells, it ends after a few rounds.
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "FUNCNEST": "5"},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=20,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
-    if done.returncode or b"syntax error" in done.stderr or b"unexpected EOF" in done.stderr:
+    try:
+        output, errors = bash.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        # With all that it started: it has a process group of its own.
+        os.killpg(bash.pid, signal.SIGKILL)
+        bash.wait()
+        raise
+    if bash.returncode or b"syntax error" in errors or b"unexpected EOF" in errors:
         return None
-    fields = iter(done.stdout.decode().split("\0")[:-1])
+    fields = iter(output.decode().split("\0")[:-1])
     values: Values = {}
     for name in fields:
         kind, count = next(fields), int(next(fields))
@@ -125,7 +135,8 @@ _hard = st.one_of(
         lambda parts: "if {}; then\n  {}\nelse\n  {}\nfi".format(*parts)
     ),
     _assignment.map("f() {{\n{}\n}}\nf".format),
-    _assignment.map("function echo {{ {}; }}\necho hello".format),
+    # No expansions in this one: `$(echo x)` inside would call it again and again, a process each time.
+    st.tuples(_name, _text).map(lambda parts: "function echo {{ {}={}; }}\necho hello".format(*parts)),
     _assignment.map("({})".format),
     _assignment.map("{{ {}; }}".format),
     st.tuples(_name, _assignment).map(lambda parts: "for {} in 1 2; do {}; done".format(*parts)),
