@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kubeworker.errors import CredentialsError
@@ -113,7 +113,22 @@ def issue_client(
         [x509.NameAttribute(_OIDS[short], value) for short, value in names.items()]
         + [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     )
-    public = key.public_key()
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
+    return _sign(ca, subject, key.public_key(), usage, None, serial=serial, now=now, lifetime=lifetime)
+
+
+def _sign(
+    ca: Ca,
+    subject: x509.Name,
+    public: CertificatePublicKeyTypes,
+    usage: x509.ExtendedKeyUsage,
+    names: x509.SubjectAlternativeName | None,
+    *,
+    serial: int,
+    now: datetime,
+    lifetime: timedelta,
+) -> bytes:
+    """The certificate in PEM; it is not valid before the CA nor after it."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -124,10 +139,12 @@ def issue_client(
         .not_valid_after(min(now + lifetime, ca.certificate.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_CLIENT_USAGE, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .add_extension(usage, critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(_authority(ca.certificate), critical=False)
     )
+    if names is not None:
+        builder = builder.add_extension(names, critical=False)
     digest = None if isinstance(ca.key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
     return builder.sign(ca.key, digest).public_bytes(serialization.Encoding.PEM)
 
@@ -165,24 +182,9 @@ def issue_peer(
     lifetime: timedelta,
 ) -> bytes:
     """A certificate in PEM for both ends of mutual TLS, not outliving the CA."""
-    public = key.public_key()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-        .issuer_name(ca.certificate.subject)
-        .public_key(public)
-        .serial_number(serial)
-        .not_valid_before(max(now - _BACKDATED, ca.certificate.not_valid_before_utc))
-        .not_valid_after(min(now + lifetime, ca.certificate.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_CLIENT_USAGE, critical=True)
-        .add_extension(_BOTH_ENDS, critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in dns_names]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(_authority(ca.certificate), critical=False)
-        .sign(ca.key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    names = x509.SubjectAlternativeName([x509.DNSName(each) for each in dns_names])
+    return _sign(ca, subject, key.public_key(), _BOTH_ENDS, names, serial=serial, now=now, lifetime=lifetime)
 
 
 def dns_names(certificate: x509.Certificate) -> tuple[str, ...]:
