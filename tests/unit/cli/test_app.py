@@ -60,7 +60,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_with_its_clean_up(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", FRAME, "wait"]
+    # Whoever runs these tests may have SIGHUP ignored (nohup), and it would be so for the command too.
+    command = ["env", "--default-signal=HUP", sys.executable, "-c", FRAME, "wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
