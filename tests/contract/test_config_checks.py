@@ -141,7 +141,7 @@ def test_a_typo_is_rejected_and_named(site: Site, name: str, config: dict[str, A
         ("kubelet --config", {"imageGCHighThresholdPercent": 900}),
         ("kubelet --config", {"kind": "KubeletConfig"}),
         ("kube-proxy --write-config-to", {"clientConnection": {"qps": "fast"}}),
-        ("kube-proxy --write-config-to", {"mode": "ebpf"}),
+        ("kube-proxy --write-config-to", {"detectLocalMode": "Guess"}),
         ("kube-proxy --write-config-to", {"healthzBindAddress": "nowhere:10256"}),
         ("containerd config dump", {"oom_score": "low"}),
         ("containerd config dump", {"version": 99}),
