@@ -14,9 +14,13 @@ Value = TypeVar("Value")
 
 
 async def looked_until(
-    look: Callable[[], Awaitable[Value]], enough: Callable[[Value], bool], *, seconds: float
+    look: Callable[[], Awaitable[Value]],
+    enough: Callable[[Value], bool],
+    *,
+    seconds: float,
+    pause: float = POLL_SECONDS,
 ) -> Value | ApiError:
-    """Look until it is enough, for `seconds` at most: the last answer, or why the last look gave none."""
+    """Look every `pause` seconds until it is enough, for `seconds` at most: the last answer, or why there was none."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while True:
@@ -26,4 +30,4 @@ async def looked_until(
             seen = error
         if (not isinstance(seen, ApiError) and enough(seen)) or loop.time() >= end:
             return seen
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(pause)

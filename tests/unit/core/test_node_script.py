@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.core.engine_states import blob, state, stream
+from tests.unit.shells import SHELLS
 
 from kubeworker.core import node_script, probe
 from kubeworker.core.actions import StagePlan
@@ -41,7 +42,6 @@ from kubeworker.core.model import (
 from kubeworker.core.observed import Observed, parse
 from kubeworker.errors import ActionFailed
 
-SHELLS = ("sh", "dash", "bash")
 ELF = b"#!/bin/sh\necho version 1\n"
 OWNER = f"{getpass.getuser()}:{grp.getgrgid(os.getgid()).gr_name}"
 

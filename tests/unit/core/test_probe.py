@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.unit import samples
 from tests.unit.core.engine_states import blob, state
+from tests.unit.shells import SHELLS
 
 from kubeworker.core import probe
 from kubeworker.core.model import (
@@ -39,7 +40,6 @@ from kubeworker.core.model import (
 )
 from kubeworker.core.observed import Observed, ProbeError, parse
 
-SHELLS = ("sh", "dash", "bash")
 LONG_AGO = 1_600_000_000
 
 

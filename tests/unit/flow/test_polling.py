@@ -26,13 +26,13 @@ def answers(*each: int | ApiError) -> tuple[Callable[[], Awaitable[int]], list[i
 
 async def test_an_api_that_is_away_for_a_moment_is_asked_again() -> None:
     look, calls = answers(1, AWAY, 3)
-    assert await looked_until(look, lambda seen: seen == 3, seconds=5) == 3
+    assert await looked_until(look, lambda seen: seen == 3, seconds=5, pause=0.01) == 3
     assert len(calls) == 3
 
 
 async def test_what_never_comes_ends_with_the_last_answer_or_the_last_trouble() -> None:
     look, calls = answers(1)
-    assert await looked_until(look, lambda seen: seen == 3, seconds=0.1) == 1
+    assert await looked_until(look, lambda seen: seen == 3, seconds=0.05, pause=0.06) == 1
     assert len(calls) == 2
     look, _ = answers(1, AWAY)
-    assert await looked_until(look, lambda seen: seen == 3, seconds=0.1) is AWAY
+    assert await looked_until(look, lambda seen: seen == 3, seconds=0.05, pause=0.06) is AWAY
