@@ -8,9 +8,7 @@ bundle: they are the operator's to carry.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from kubeworker.flow.artifacts import lock_path
 from kubeworker.io import bundle_file, oci_archive
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.bundle_file import Opened, Written
+from kubeworker.io.whole_file import replacing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +125,10 @@ def _is_there(path: Path, blob: Blob, store: BlobStore) -> bool:
 
 def _place(blob: Path, path: Path) -> None:
     """Copy a blob to where cluster.yaml names it; the file appears whole."""
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as out, blob.open("rb") as file:
+        with replacing(path) as out, blob.open("rb") as file:
             shutil.copyfileobj(file, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         hint = "cluster.yaml names this place (components.containerd.preload_images): make it writable, or name another"
         raise ArtifactError(f"can't be written: {error.strerror}", subject=str(path), hint=hint) from error

@@ -17,7 +17,8 @@ from kubeworker.core.spec import Artifacts
 from kubeworker.errors import ArtifactError, InputError
 from kubeworker.flow.events import ArtifactReady, Note, Reporter, Transfer, Warning_
 from kubeworker.io import binary
-from kubeworker.io.blob_store import BlobDamaged, BlobStore, write_atomically
+from kubeworker.io.blob_store import BlobDamaged, BlobStore
+from kubeworker.io.whole_file import write_atomically
 
 LOCK_NAME = lockfile.NAME
 

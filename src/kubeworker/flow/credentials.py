@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ from kubeworker.core import pki
 from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError
+from kubeworker.io.whole_file import write_atomically
 
 RENEW_BEFORE = timedelta(days=30)
 """apply renews kube-proxy's certificate when it has this long left."""
@@ -158,13 +157,4 @@ def _read(path: str, what: str) -> bytes:
 
 def write_secret(path: Path, content: bytes) -> None:
     """Mode 0600 from the first byte on, whole or not at all, on disk before it is visible."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_atomically(path, content, mode=0o600)

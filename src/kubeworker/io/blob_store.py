@@ -30,6 +30,7 @@ from pathlib import Path
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, ArtifactMissing
+from kubeworker.io.whole_file import write_atomically
 
 _CHUNK = 1 << 20
 _ABANDONED = 24 * 3600
@@ -206,21 +207,6 @@ class BlobStore:
 
     def _write(self, path: Path, content: bytes) -> None:
         write_atomically(path, content)
-
-
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Replace a file's content in one step: a reader sees the old or the new, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _hash(path: Path) -> tuple[str, int]:

@@ -12,7 +12,8 @@ import pytest
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, ArtifactMissing
-from kubeworker.io.blob_store import BlobDamaged, BlobStore, write_atomically
+from kubeworker.io.blob_store import BlobDamaged, BlobStore
+from kubeworker.io.whole_file import write_atomically
 
 
 @pytest.fixture
