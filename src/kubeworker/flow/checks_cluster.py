@@ -18,6 +18,7 @@ from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import NAMESPACE, Run
 from kubeworker.errors import ApiError
 from kubeworker.flow.checks_http import SETTLE_SECONDS, Identity, host_port, peer_certificate, proxy_reaches
+from kubeworker.flow.polling import settled
 from kubeworker.io.https import NoAnswer
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
@@ -73,12 +74,11 @@ async def view(kube: Kube) -> ClusterView:
 
 async def of_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, shared: Shared[ClusterView]) -> Verdict:
     """The verdict of a `node.` check, asked again for a moment while it fails."""
-    end = asyncio.get_running_loop().time() + SETTLE_SECONDS
-    while True:
-        verdict = judge_node(check, cluster, node, await shared.get())
-        if verdict.status == "passed" or asyncio.get_running_loop().time() + 1 > end:
-            return verdict
-        await asyncio.sleep(1)
+
+    async def look() -> Verdict:
+        return judge_node(check, cluster, node, await shared.get())
+
+    return await settled(look, seconds=SETTLE_SECONDS)
 
 
 def judge_node(check: ClusterCheck, cluster: ClusterFile, node: NodeSpec, seen: ClusterView) -> Verdict:
@@ -143,13 +143,12 @@ async def serving_certificate(
     check: ServingCertificate, spec: NodeSpec, node: Node, identity: Identity, shared: Shared[ClusterView]
 ) -> Verdict:
     """The verdict on the certificate that kubelet shows; asked again for a moment: it may just have got a new one."""
-    end = asyncio.get_running_loop().time() + SETTLE_SECONDS
-    while True:
+
+    async def look() -> Verdict:
         shown = await peer_certificate(node, spec.address, check.port, identity)
-        verdict = judge_shown(check, spec, shown, (await shared.get()).csrs)
-        if verdict.status == "passed" or asyncio.get_running_loop().time() + 1 > end:
-            return verdict
-        await asyncio.sleep(1)
+        return judge_shown(check, spec, shown, (await shared.get()).csrs)
+
+    return await settled(look, seconds=SETTLE_SECONDS)
 
 
 def judge_shown(

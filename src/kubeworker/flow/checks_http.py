@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.model import Check, Http, ProxyReaches
+from kubeworker.flow.polling import settled
 from kubeworker.io.https import Answer, NoAnswer, get
 from kubeworker.io.node import Node
 
@@ -65,16 +65,15 @@ async def _settled(
     fault: Callable[[Answer | NoAnswer], str],
     settle: float,
 ) -> Verdict:
-    end = asyncio.get_running_loop().time() + settle
-    for identity in itertools.cycle(identities):
-        answer = await _ask(node, url, identity)
-        found = fault(answer)
-        if not found:
-            return passed(check, f"{url}: {answer.status}" if isinstance(answer, Answer) else url)
-        if asyncio.get_running_loop().time() + 1 > end:
+    turns = itertools.cycle(identities)
+
+    async def look() -> Verdict:
+        answer = await _ask(node, url, next(turns))
+        if found := fault(answer):
             return failed(check, f"{url}: {found}")
-        await asyncio.sleep(1)
-    raise AssertionError("no identity to ask as")
+        return passed(check, f"{url}: {answer.status}" if isinstance(answer, Answer) else url)
+
+    return await settled(look, seconds=settle)
 
 
 async def _ask(node: Node, url: str, identity: Identity) -> Answer | NoAnswer:

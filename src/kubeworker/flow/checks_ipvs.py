@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from kubeworker.core import ipvs
@@ -11,6 +10,7 @@ from kubeworker.core.ipvs import NodeView
 from kubeworker.core.kube_views import Document
 from kubeworker.core.model import VirtualServers
 from kubeworker.flow.checks_cluster import ClusterView, Shared
+from kubeworker.flow.polling import settled
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
 
@@ -37,12 +37,7 @@ async def virtual_servers(
     check: VirtualServers, name: str, node: Node, nodes: Shared[ClusterView], wanted: Shared[ServicesView]
 ) -> Verdict:
     """The verdict on one node; looked at again for a moment: kube-proxy may be about to follow a change."""
-    end = asyncio.get_running_loop().time() + SETTLE_SECONDS
-    while True:
-        verdict = await _once(check, name, node, nodes, wanted)
-        if verdict.status == "passed" or asyncio.get_running_loop().time() + 1 > end:
-            return verdict
-        await asyncio.sleep(1)
+    return await settled(lambda: _once(check, name, node, nodes, wanted), seconds=SETTLE_SECONDS)
 
 
 async def _once(

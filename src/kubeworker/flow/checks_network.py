@@ -15,6 +15,7 @@ from kubeworker.errors import ApiError, NodeError
 from kubeworker.flow import charts
 from kubeworker.flow.charts import Agents
 from kubeworker.flow.checks_http import SETTLE_SECONDS
+from kubeworker.flow.polling import settled
 from kubeworker.io.fleet import Failed, Ok, fan_out
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
@@ -56,15 +57,14 @@ class AgentsView:
 
 async def agent_ready(check: AgentReady, node: str, view: AgentsView) -> Verdict:
     """The verdict on the node's agent, asked again for a moment while it is not Ready."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + SETTLE_SECONDS
-    while True:
+
+    async def look() -> Verdict:
         agents = await view.get(check.namespace, check.daemon_set)
         if node in agents.ready:
             return passed(check, f"pod {agents.pods[node]} is Ready")
-        if loop.time() + 1 > end:
-            return failed(check, agents.troubles.get(node) or f"no pod of {check.daemon_set} on this node")
-        await asyncio.sleep(1)
+        return failed(check, agents.troubles.get(node) or f"no pod of {check.daemon_set} on this node")
+
+    return await settled(look, seconds=SETTLE_SECONDS)
 
 
 async def agent_command(check: AgentCommand, node: str, kube: Kube, view: AgentsView) -> Verdict:

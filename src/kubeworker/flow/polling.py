@@ -1,4 +1,4 @@
-"""Ask the API again until its answer will do. An API that is away for a moment is no reason to give a run up."""
+"""Ask again until the answer will do: of an API that may be away for a moment, and of what may still be settling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from kubeworker.core.checks import Verdict
 from kubeworker.errors import ApiError
 
 POLL_SECONDS = 0.5
@@ -30,4 +31,15 @@ async def looked_until(
             seen = error
         if (not isinstance(seen, ApiError) and enough(seen)) or loop.time() >= end:
             return seen
+        await asyncio.sleep(pause)
+
+
+async def settled(look: Callable[[], Awaitable[Verdict]], *, seconds: float, pause: float = 1) -> Verdict:
+    """The verdict of a check, looked at again every `pause` seconds, for `seconds` at most, while it fails."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        verdict = await look()
+        if verdict.status == "passed" or loop.time() + pause > end:
+            return verdict
         await asyncio.sleep(pause)
