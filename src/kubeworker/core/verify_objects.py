@@ -153,6 +153,11 @@ def pod(run: Run, node: str, image: str) -> Document:
     }
 
 
+def traffic_pod_name(run: Run, node: str, side: int, role: Role) -> str:
+    """The name of that `traffic_pod`."""
+    return f"kubeworker-verify-{run.id}-{role}{side}-{node}"[:253].rstrip("-.")
+
+
 def traffic_pod(run: Run, node: str, side: int, role: Role, image: str) -> Document:
     """A pod on exactly this node that answers on PORT with the run's id; its image needs `sh` and `nc`.
 
@@ -160,14 +165,13 @@ def traffic_pod(run: Run, node: str, side: int, role: Role, image: str) -> Docum
     which every network and every policy lets it do.
     """
     document = pod(run, node, image)
-    name = f"kubeworker-verify-{run.id}-{role}{side}-{node}"[:253].rstrip("-.")
     serve = f'trap "exit 0" TERM; while :; do echo "${MARK_VARIABLE}" | nc -l -p {PORT}; done & wait'
     (container,) = document["spec"]["containers"]
     return {
         **document,
         "metadata": {
             **document["metadata"],
-            "name": name,
+            "name": traffic_pod_name(run, node, side, role),
             "labels": {**run.labels, ROLE_LABEL: role, _SIDE_LABEL: str(side)},
         },
         "spec": {**document["spec"], "containers": [{**container, "command": ["sh", "-c", serve]}]},

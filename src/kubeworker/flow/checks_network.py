@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from kubeworker.core import verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
-from kubeworker.core.kube_views import Document, PodStatus
+from kubeworker.core.kube_views import PodStatus
 from kubeworker.core.model import AgentCommand, AgentKnowsPods, AgentReady, Traffic
 from kubeworker.core.verify_objects import NAMESPACE, PORT, Role, Run, traffic_client
 from kubeworker.errors import ApiError, NodeError
 from kubeworker.flow import charts
 from kubeworker.flow.charts import Agents
+from kubeworker.flow.checks_cluster import Shared
 from kubeworker.flow.checks_http import SETTLE_SECONDS
 from kubeworker.flow.polling import settled
 from kubeworker.io.fleet import Failed, Ok, fan_out
@@ -42,17 +44,12 @@ class AgentsView:
     def __init__(self, kube: Kube) -> None:
         """Nothing is read before the first `get`."""
         self._kube = kube
-        self._lock = asyncio.Lock()
-        self._seen: dict[tuple[str, str], tuple[float, Agents]] = {}
+        self._shared: dict[tuple[str, str], Shared[Agents]] = {}
 
     async def get(self, namespace: str, daemon_set: str) -> Agents:
         """An answer that is less than a second old."""
-        key = namespace, daemon_set
-        async with self._lock:
-            now = asyncio.get_running_loop().time()
-            if key not in self._seen or now - self._seen[key][0] >= 1:
-                self._seen[key] = now, await charts.look_at(self._kube, namespace, daemon_set, None)
-            return self._seen[key][1]
+        read = partial(charts.look_at, self._kube, namespace, daemon_set, None)
+        return await self._shared.setdefault((namespace, daemon_set), Shared(read)).get()
 
 
 async def agent_ready(check: AgentReady, node: str, view: AgentsView) -> Verdict:
@@ -172,10 +169,9 @@ class TrafficRun:
         addresses = [str(service["spec"]["clusterIP"]) for service in made]
         services = {slot.node: addresses[1 - slot.side] for slot in self._slots}
         documents = {
-            document["metadata"]["name"]: document
+            self._name(slot, role): verify_objects.traffic_pod(self._run, slot.node, slot.side, role, self._image)
             for slot in self._slots
             for role in _ROLES
-            for document in (verify_objects.traffic_pod(self._run, slot.node, slot.side, role, self._image),)
         }
         outcomes = await fan_out(tuple(documents), lambda name: self._kube.create(documents[name]), limit=_LIMIT)
         for outcome in outcomes.values():
@@ -288,8 +284,7 @@ class TrafficRun:
         return f"{address}:{PORT} answered {said.strip()[:80]!r}" if said.strip() else f"{address}:{PORT} is silent"
 
     def _name(self, slot: _Slot, role: Role) -> str:
-        document: Document = verify_objects.traffic_pod(self._run, slot.node, slot.side, role, self._image)
-        return str(document["metadata"]["name"])
+        return verify_objects.traffic_pod_name(self._run, slot.node, slot.side, role)
 
     def _ip(self, slot: _Slot, role: Role) -> str:
         return self._pods[self._name(slot, role)].ip

@@ -169,16 +169,19 @@ def _talking(nodes: tuple[NodeSpec, ...], peers: tuple[Peer, ...]) -> tuple[str,
     return names if len(names) > 1 else (*names, *others[:1])
 
 
-async def _view(kube: Kube | ApiError) -> ClusterView:
+def _api(kube: Kube | ApiError) -> Kube:
+    """The API; where none answers, why: what asks it is not tried then."""
     if isinstance(kube, ApiError):
         raise kube
-    return await checks_cluster.view(kube)
+    return kube
+
+
+async def _view(kube: Kube | ApiError) -> ClusterView:
+    return await checks_cluster.view(_api(kube))
 
 
 async def _services(kube: Kube | ApiError) -> ServicesView:
-    if isinstance(kube, ApiError):
-        raise kube
-    return await checks_ipvs.services(kube)
+    return await checks_ipvs.services(_api(kube))
 
 
 async def _peers(cluster: ClusterFile, view: Shared[ClusterView]) -> tuple[Peer, ...]:
@@ -331,21 +334,19 @@ async def _virtual_servers(session: _Session, spec: NodeSpec, check: VirtualServ
 async def _agent(
     session: _Session, spec: NodeSpec, check: AgentReady | AgentCommand | AgentKnowsPods, _node: Node
 ) -> tuple[Verdict, ...]:
-    if isinstance(session.kube, ApiError):
-        raise session.kube
+    kube = _api(session.kube)
     assert session.agents is not None
     match check:
         case AgentReady():
             return (await agent_ready(check, spec.name, session.agents),)
         case AgentCommand():
-            return (await agent_command(check, spec.name, session.kube, session.agents),)
+            return (await agent_command(check, spec.name, kube, session.agents),)
         case AgentKnowsPods():
-            return (await agent_knows_pods(check, spec.name, session.kube, session.agents),)
+            return (await agent_knows_pods(check, spec.name, kube, session.agents),)
 
 
 async def _traffic(session: _Session, spec: NodeSpec, checks: tuple[Traffic, ...], node: Node) -> tuple[Verdict, ...]:
-    if isinstance(session.kube, ApiError):
-        raise session.kube
+    _api(session.kube)
     assert session.traffic is not None
     return await traffic(checks, spec.name, node, session.traffic, session.run.id)
 
@@ -355,9 +356,7 @@ async def _cluster(session: _Session, spec: NodeSpec, check: ClusterCheck, _node
 
 
 async def _pod(session: _Session, spec: NodeSpec, checks: tuple[ClusterCheck, ...], _node: Node) -> tuple[Verdict, ...]:
-    if isinstance(session.kube, ApiError):
-        raise session.kube
-    return await checks_cluster.of_pod(checks, session.kube, session.run, spec, session.image)
+    return await checks_cluster.of_pod(checks, _api(session.kube), session.run, spec, session.image)
 
 
 def _report(session: _Session, node: NodeSpec, outcome: Ok[tuple[Verdict, ...]] | Failed) -> NodeReport:
