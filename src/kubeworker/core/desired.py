@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -108,8 +108,11 @@ def _validate(cluster: ClusterFile, node: NodeSpec, registry: Registry) -> None:
         cluster,
         node,
         registry=registry,
-        blobs={artifact.name: nothing for artifact in _artifacts(seen, registry)},
-        archives={path: Archive(references=(), blob=nothing) for path in _archives(seen, registry)},
+        blobs={artifact.name: nothing for artifact in _each(seen, registry, lambda component: component.artifacts)},
+        archives={
+            path: Archive(references=(), blob=nothing)
+            for path in _each(seen, registry, lambda component: component.archives)
+        },
         local_files={},
         credentials=Credentials(ca_cert=b""),
         facts=Facts(),
@@ -154,47 +157,38 @@ def desired(
 
 def artifacts(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
     """Every binary that the cluster's nodes need."""
-    return tuple(dict.fromkeys(each for seen in _variants(cluster) for each in _artifacts(seen, registry)))
-
-
-def _artifacts(seen: ClusterFile, registry: Registry) -> Iterator[Artifact]:
-    for component in registry:
-        if component.enabled(seen):
-            yield from component.artifacts(seen, config(component, seen))
+    return _of_nodes(cluster, registry, lambda component: component.artifacts)
 
 
 def tools(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:
     """Every artifact that the control host needs for this cluster's charts."""
-    return tuple(
-        artifact
-        for component in registry
-        if component.enabled(cluster)
-        for artifact in component.tools(cluster, config(component, cluster))
-    )
+    return tuple(_each(cluster, registry, lambda component: component.tools))
 
 
 def archives(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """Paths, on the control host, of the image archives that nodes must have imported."""
-    return tuple(dict.fromkeys(each for seen in _variants(cluster) for each in _archives(seen, registry)))
-
-
-def _archives(seen: ClusterFile, registry: Registry) -> Iterator[str]:
-    for component in registry:
-        if component.enabled(seen):
-            yield from component.archives(seen, config(component, seen))
+    return _of_nodes(cluster, registry, lambda component: component.archives)
 
 
 def local_files(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """Paths, on the control host, of the files whose content goes into files on nodes."""
-    return tuple(
-        dict.fromkeys(
-            path
-            for seen in _variants(cluster)
-            for component in registry
-            if component.enabled(seen)
-            for path in component.local_files(seen, config(component, seen))
-        )
-    )
+    return _of_nodes(cluster, registry, lambda component: component.local_files)
+
+
+Item = TypeVar("Item")
+Pick: TypeAlias = Callable[[Component[Any]], Callable[[ClusterFile, Any], tuple[Item, ...]]]
+"""Which of a component's functions is asked."""
+
+
+def _of_nodes(cluster: ClusterFile, registry: Registry, pick: Pick[Item]) -> tuple[Item, ...]:
+    """What the components say, each thing once, of the file as any of its nodes sees it."""
+    return tuple(dict.fromkeys(item for seen in _variants(cluster) for item in _each(seen, registry, pick)))
+
+
+def _each(seen: ClusterFile, registry: Registry, pick: Pick[Item]) -> Iterator[Item]:
+    for component in registry:
+        if component.enabled(seen):
+            yield from pick(component)(seen, config(component, seen))
 
 
 def _variants(cluster: ClusterFile) -> tuple[ClusterFile, ...]:
@@ -235,15 +229,7 @@ def checks(
 
 def warnings(cluster: ClusterFile, registry: Registry) -> tuple[str, ...]:
     """What a plan should warn of, whatever the nodes look like."""
-    return tuple(
-        dict.fromkeys(
-            text
-            for seen in _variants(cluster)
-            for component in registry
-            if component.enabled(seen)
-            for text in component.warnings(seen, config(component, seen))
-        )
-    )
+    return _of_nodes(cluster, registry, lambda component: component.warnings)
 
 
 def node_warnings(cluster: ClusterFile, registry: Registry, nodes: Sequence[NodeStatus]) -> tuple[str, ...]:
