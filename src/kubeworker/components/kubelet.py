@@ -72,8 +72,8 @@ class Config(ComponentConfig):
 
 
 def port(config: Config) -> int:
-    """Where kubelet serves its API."""
-    return int(config.config.get("port", 10250))
+    """Where kubelet serves its API; a null in `config` removes the key, and then it is kubelet's own default."""
+    return int(config.config.get("port") or 10250)
 
 
 CA = "/etc/kubernetes/cert/ca.pem"
@@ -116,7 +116,7 @@ def _stage(context: Context[Config]) -> Stage:
     return Stage(
         component="kubelet",
         requirements=(
-            RequirePort(port=int(document.get("port", 10250)), unit=UNIT),
+            RequirePort(port=port(context.config), unit=UNIT),
             RequirePort(port=int(document.get("healthzPort", 10248)), unit=UNIT),
         ),
         directories=_directories(context),
@@ -418,11 +418,11 @@ def _unit_head(*, guide: bool) -> dict[str, unit.Value]:
 
 def _checks(context: Context[Config]) -> tuple[Check, ...]:
     document = _config_file(context)
-    api = f"https://{url_host(context.node.address)}:{document.get('port', 10250)}"
+    api = f"https://{url_host(context.node.address)}:{port(context.config)}"
     user = f"system:node:{context.node.name}"
     return (
         UnitActive(id="kubelet.unit", unit=UNIT),
-        Listening(id="kubelet.listen", port=int(document.get("port", 10250)), addresses=(_address(document),)),
+        Listening(id="kubelet.listen", port=port(context.config), addresses=(_address(document),)),
         PortClosed(id="kubelet.read_only_port", port=10255),
         Http(id="kubelet.healthz", url=_healthz(document), contains="ok"),
         Http(id="kubelet.anonymous", url=f"{api}/metrics", status=401),
@@ -437,7 +437,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         # No days in hand are asked for: kubelet renews both itself, and a cluster may sign for hours only.
         Certificate(id="kubelet.client_cert", path=_CLIENT_CERT, common_name=user, rotates=True),
         Certificate(id="kubelet.serving_cert", path=_SERVING_CERT, common_name=user, rotates=True),
-        ServingCertificate(id="kubelet.serving_cert_in_use", port=int(document.get("port", 10250))),
+        ServingCertificate(id="kubelet.serving_cert_in_use", port=port(context.config)),
         *(
             ClusterCheck(id=check_id)
             for check_id in (

@@ -323,3 +323,8 @@ def test_settings_follow_the_profile_unless_they_are_set() -> None:
     assert of(cluster()) == ("guarded", 20)
     assert of(cluster(profile="guide")) == ("auto", 1440)
     assert of(with_component("kubelet", profile="guide", client_csr="guarded", token_minutes=15)) == ("guarded", 15)
+
+
+def test_a_port_that_config_removes_is_kubelets_own() -> None:
+    assert kubelet.port(kubelet.Config(config={"port": None})) == 10250
+    assert kubelet.port(kubelet.Config(config={"port": 10350})) == 10350
