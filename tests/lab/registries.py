@@ -81,10 +81,7 @@ class Site:
         try:
             yield
         finally:
-            ports = "\n".join(
-                f"timeout 10 sh -c 'until ss -Hltn sport = :{self.servers[name].port} | grep -q .; do sleep 0.1; done'"
-                for name in names
-            )
+            ports = "\n".join(registry.listening(self.servers[name], seconds=10) for name in names)
             sh(self.lab, self.machine.name, f"systemctl start {units}\n{ports}")
 
 

@@ -1,7 +1,8 @@
-"""The binaries that the lab's control plane runs, as data; `flow/artifacts` gets them."""
+"""The binaries that the lab's machines run, as data; `flow/artifacts` gets them."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,3 +70,11 @@ async def fetch(
     blobs = await artifacts.resolve(cluster_file, cluster, (*asked, *others), report=report)
     store = BlobStore.default()
     return {artifact.name: store.path(blobs[artifact.name]) for artifact in asked}
+
+
+def place(binary: Path, target: Path) -> None:
+    """A copy of the binary, executable, by rename: a killed run leaves the whole file or none."""
+    temporary = target.with_name(f".{target.name}")
+    shutil.copyfile(binary, temporary)
+    temporary.chmod(0o755)
+    temporary.rename(target)

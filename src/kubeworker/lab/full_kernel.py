@@ -14,6 +14,7 @@ import tarfile
 from pathlib import Path
 
 from kubeworker.errors import LabError
+from kubeworker.io.whole_file import replacing
 from kubeworker.lab import cgroups, host, machine, network, ssh
 from kubeworker.lab.full_kernel_image import BOOT
 from kubeworker.lab.state import LabState, Machine
@@ -103,12 +104,8 @@ def seed(folder: Path) -> Path:
 
 def write_seed(folder: Path) -> None:
     """Write it, by rename, from what makes the machine differ (`upper`)."""
-    temporary = folder / ".seed.tar"
-    temporary.unlink(missing_ok=True)
-    temporary.touch(mode=0o600)
-    with tarfile.open(temporary, "w") as archive:
+    with replacing(seed(folder), mode=0o600) as file, tarfile.open(fileobj=file, mode="w") as archive:
         archive.add(folder / "upper", arcname=".")
-    temporary.rename(seed(folder))
 
 
 def pid(lab: LabState, each: Machine) -> int | None:
@@ -132,18 +129,7 @@ def _leads(member: int) -> bool:
 
 def run(lab: LabState, each: Machine, script: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a shell script as root inside the machine, through its sshd; LabError if the machine is off."""
-    if pid(lab, each) is None:
-        raise LabError("the machine is off", subject=each.name, hint=f"kubeworker lab up --name {lab.name}")
-    environment = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
-    return subprocess.run(
-        [*ssh.command(lab, each), *environment, "/bin/sh", "-s"],
-        input=script,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        check=False,
-    )
+    return machine.run_by(lab, each, pid(lab, each), ssh.command(lab, each), script, timeout)
 
 
 def power_off(lab: LabState, each: Machine) -> None:

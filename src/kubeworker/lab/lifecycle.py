@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kubeworker.errors import LabError
 from kubeworker.flow.events import Note, Reporter, Warning_, silent
+from kubeworker.io.whole_file import write_atomically
 from kubeworker.lab import (
     artifacts,
     cgroups,
@@ -323,12 +324,7 @@ def _certificates(lab: LabState) -> dict[str, bytes]:
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    """By rename: a killed run leaves the whole file or none."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    write_atomically(path, content, mode=0o600)
 
 
 def _ssh_identity(lab: LabState) -> str:
@@ -362,10 +358,7 @@ def _place_binaries(lab: LabState, binaries: Mapping[str, Path]) -> None:
     for name in _missing_binaries(lab):
         if name not in binaries:
             raise LabError(f"no binary named {name} was given", subject=f"lab {lab.name}")
-        temporary = folder / f".{name}"
-        shutil.copyfile(binaries[name], temporary)
-        temporary.chmod(0o755)
-        temporary.rename(folder / name)
+        artifacts.place(binaries[name], folder / name)
 
 
 def _cni_images(lab: LabState, report: Reporter) -> dict[str, Path]:

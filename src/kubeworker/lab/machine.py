@@ -15,7 +15,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kubeworker.errors import LabError
@@ -267,12 +267,19 @@ def _is_init(pid: int) -> bool:
 def run(lab: LabState, machine: Machine, script: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a shell script as root inside the machine, not through its sshd; LabError if the machine is off."""
     pid = init_pid(lab, machine)
+    namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+    return run_by(lab, machine, pid, ["nsenter", f"--target={pid}", *namespaces, "--root", "--wd"], script, timeout)
+
+
+def run_by(
+    lab: LabState, machine: Machine, pid: int | None, way: Sequence[str], script: str, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell script by the command that begins with `way`; LabError where there is no `pid`: it is off."""
     if pid is None:
         raise LabError("the machine is off", subject=machine.name, hint=f"kubeworker lab up --name {lab.name}")
-    namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
     environment = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
     return subprocess.run(
-        ["nsenter", f"--target={pid}", *namespaces, "--root", "--wd", *environment, "/bin/sh", "-s"],
+        [*way, *environment, "/bin/sh", "-s"],
         input=script,
         capture_output=True,
         text=True,

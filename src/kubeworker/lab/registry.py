@@ -11,7 +11,6 @@ import base64
 import datetime as dt
 import json
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +106,7 @@ def install(lab: LabState, report: Reporter = silent) -> None:
     if target.exists():
         return
     found = asyncio.run(lab_artifacts.fetch(lab.cluster_yaml, report, artifacts))
-    temporary = target.with_name(f".{COMMAND}")
-    shutil.copyfile(found[COMMAND], temporary)
-    temporary.chmod(0o755)
-    temporary.rename(target)
+    lab_artifacts.place(found[COMMAND], target)
 
 
 def start(lab: LabState, machine: Machine, servers: Mapping[Server, Pair]) -> None:
@@ -133,8 +129,7 @@ def start(lab: LabState, machine: Machine, servers: Mapping[Server, Pair]) -> No
         "systemctl daemon-reload",
         f"systemctl restart -- {units}",
         *(
-            f"timeout 20 sh -c 'until ss -Hltn sport = :{server.port} | grep -q .; do sleep 0.1; done' || "
-            f"{{ journalctl --no-pager -n 5 -o cat -u {shlex.quote(server.unit)}; exit 1; }}"
+            f"{listening(server)} || {{ journalctl --no-pager -n 5 -o cat -u {shlex.quote(server.unit)}; exit 1; }}"
             for server in servers
         ),
     ]
@@ -143,13 +138,18 @@ def start(lab: LabState, machine: Machine, servers: Mapping[Server, Pair]) -> No
         raise LabError(f"a registry does not start: {done.stdout}{done.stderr}".strip(), subject=machine.name)
 
 
+def listening(server: Server, *, seconds: int = 20) -> str:
+    """POSIX sh that waits until the registry takes connections; it fails after so many seconds."""
+    return f"timeout {seconds} sh -c 'until ss -Hltn sport = :{server.port} | grep -q .; do sleep 0.1; done'"
+
+
 def remove(lab: LabState, machine: Machine) -> None:
     """Stop every registry of the machine and remove what they had; does nothing where there is none."""
     machines.run(
         lab,
         machine,
         f"systemctl stop '{_UNITS}*.service'; rm -rf {FOLDER} {DATA} /etc/systemd/system/{_UNITS}*.service;"
-        "systemctl daemon-reload; systemctl reset-failed '{_UNITS}*.service'",
+        f"systemctl daemon-reload; systemctl reset-failed '{_UNITS}*.service'",
     )
 
 
@@ -162,14 +162,14 @@ def requests(lab: LabState, machine: Machine) -> dict[str, tuple[Request, ...]]:
 
 def journal(text: str) -> dict[str, tuple[Request, ...]]:
     """The requests in what `journalctl --output=json` prints of the registries' units, by registry."""
-    found: dict[str, tuple[Request, ...]] = {}
+    found: dict[str, list[Request]] = {}
     for line in text.splitlines():
         entry = json.loads(line)
         said = str(entry["MESSAGE"])
         name = entry.get("_SYSTEMD_UNIT", "").removeprefix(_UNITS).removesuffix(".service")
         if said.startswith("{") and (request := _request(json.loads(said))):
-            found[name] = (*found.get(name, ()), request)
-    return found
+            found.setdefault(name, []).append(request)
+    return {name: tuple(requests) for name, requests in found.items()}
 
 
 def files(server: Server, certificate: Pair) -> dict[str, bytes]:
