@@ -1,6 +1,13 @@
-"""Lengths of time for people."""
+"""Lengths of time: since a moment that the API tells, and as people read them."""
 
 from __future__ import annotations
+
+from datetime import datetime
+
+
+def since(moment: str, now: datetime) -> float:
+    """Seconds since an RFC 3339 moment; 0 where there is none."""
+    return (now - datetime.fromisoformat(moment)).total_seconds() if moment else 0.0
 
 
 def text(seconds: float) -> str:

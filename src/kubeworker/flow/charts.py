@@ -19,7 +19,8 @@ from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiNotFound, ApiRefused, InputError
 from kubeworker.flow import artifacts, chart_credentials
 from kubeworker.flow.chart_credentials import ChartCredentials
-from kubeworker.flow.events import ActionDone, Reporter
+from kubeworker.flow.events import Reporter
+from kubeworker.flow.join import apply_cluster
 from kubeworker.io import helm, objects
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.kube import FEW, Kube
@@ -286,11 +287,7 @@ async def _forced(api: Objects, document: Document, found: Found) -> Found:
 
 async def apply(kube: Kube, actions: Iterable[ObjectAction], report: Reporter) -> None:
     """Carry out a plan's actions, in its order."""
-    api, loop = Objects(kube), asyncio.get_running_loop()
-    for action in actions:
-        began = loop.time()
-        await api.carry_out(action)
-        report(ActionDone(node="", kind=action.kind, subject=action.subject, seconds=loop.time() - began))
+    await apply_cluster(Objects(kube), actions, report)
 
 
 async def wait(kube: Kube, chart: Chart, nodes: Collection[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from kubeworker.core import csr, issuing, verify_objects
+from kubeworker.core import csr, durations, issuing, verify_objects
 from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.csr import CLIENT_SIGNER, NODE_USER, SERVING_SIGNER, CsrView
 from kubeworker.core.kube_views import NodeStatus
@@ -132,8 +132,7 @@ def _without_certificate(request: CsrView, now: datetime) -> str:
         return ""
     if request.pending:
         return f"{request.name} waits for approval: `kubeworker csr list` says why"
-    seconds = (now - datetime.fromisoformat(request.decided)).total_seconds() if request.decided else 0.0
-    halted = issuing.halted(request, seconds)
+    halted = issuing.halted(request, durations.since(request.decided, now))
     if halted is None:
         return f"{request.name} is {request.state} and has no certificate yet"
     return f"{request.name}: {halted.rule}: {halted.detail}. {halted.hint}"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from kubeworker.core import csr, issuing
+from kubeworker.core import csr, durations, issuing
 from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
 from kubeworker.core.issuing import Halted
 from kubeworker.core.kube_views import NodeStatus
@@ -106,9 +106,11 @@ async def listing(kube: Kube, cluster: ClusterFile) -> tuple[Listed, ...]:
     def verdict(request: CsrView) -> Verdict | Halted | None:
         if request.pending:
             return csr.judge(request, known)
-        return issuing.halted(request, _seconds(request.decided, now), leader)
+        return issuing.halted(request, durations.since(request.decided, now), leader)
 
-    return tuple(Listed(request=each, verdict=verdict(each), age=_seconds(each.created, now)) for each in requests)
+    return tuple(
+        Listed(request=each, verdict=verdict(each), age=durations.since(each.created, now)) for each in requests
+    )
 
 
 async def knowledge(kube: Kube, cluster: ClusterFile, requests: Iterable[CsrView]) -> Knowledge:
@@ -381,11 +383,6 @@ async def _leader(kube: Kube) -> str:
 def _owner(request: CsrView, tokens: Tokens) -> str:
     """The node that is meant: that of the token which asked, else the one whose name is asked for."""
     return tokens.get(request.username.removeprefix(csr.BOOTSTRAP_USER), request.node)
-
-
-def _seconds(moment: str, now: datetime) -> float:
-    """Since an RFC 3339 moment; 0 where there is none."""
-    return (now - datetime.fromisoformat(moment)).total_seconds() if moment else 0.0
 
 
 def _addresses(nodes: Iterable[NodeStatus]) -> dict[str, frozenset[str]]:

@@ -20,6 +20,7 @@ from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, Credentials
 from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.io.kube import Kube
+from kubeworker.io.objects import Objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +122,12 @@ def _bindings(cluster: ClusterFile) -> tuple[dict[str, Any], ...]:
     return cluster_objects.bindings(cluster, client_csr=client_csr)
 
 
-async def apply_cluster(kube: Kube, actions: Iterable[ObjectAction], report: Reporter) -> None:
-    """Carry out a plan's actions, in its order."""
+async def apply_cluster(api: Kube | Objects, actions: Iterable[ObjectAction], report: Reporter) -> None:
+    """Carry out a plan's actions, in its order; `Objects` does those that are server-side applies."""
     loop = asyncio.get_running_loop()
     for action in actions:
         began = loop.time()
-        await kube.carry_out(action)
+        await api.carry_out(action)
         report(ActionDone(node="", kind=action.kind, subject=action.subject, seconds=loop.time() - began))
 
 
