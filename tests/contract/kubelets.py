@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +31,42 @@ from kubeworker.io.kube import Kube
 async def admin(plane: ControlPlane) -> AsyncIterator[Kube]:
     async with await Kube.connect(plane.kubeconfig, (plane.endpoint,), plane.ca_cert) as kube:
         yield kube
+
+
+async def sweep(kube: Kube) -> None:
+    """Requests, bootstrap tokens and Nodes are gone afterwards."""
+    for request in await kube.csrs():
+        await kube.delete("CertificateSigningRequest", request.name)
+    for token in await kube.token_views():
+        await kube.delete_token(token)
+    for node in await kube.nodes():
+        await kube.delete("Node", node.name)
+
+
+def write_cluster(
+    plane: ControlPlane,
+    folder: Path,
+    *nodes: NodeSpec,
+    kubeconfig: Path | None = None,
+    ca_key: str = "not-here.pem",
+    components: Mapping[str, Any] | None = None,
+) -> Path:
+    """cluster.yaml as an operator has it; without a CA key, which only a run that changes nodes needs."""
+    path = folder / "cluster.yaml"
+    document = {
+        "cluster": {
+            "apiservers": [plane.endpoint],
+            "cluster_cidr": "172.30.0.0/16",
+            "service_cidr": "10.254.0.0/16",
+            "dns_service_ip": "10.254.0.2",
+            "ca": {"cert": str(plane.ca_cert), "key": ca_key},
+            "kubeconfig": str(kubeconfig or plane.kubeconfig),
+        },
+        "components": dict(components or {}),
+        "nodes": [{"name": node.name, "address": node.address} for node in nodes],
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
 
 
 def cluster_of(plane: ControlPlane, *nodes: NodeSpec) -> ClusterFile:

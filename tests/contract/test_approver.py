@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.contract.control_plane import ControlPlane, Processes, start_apiserver, write_kubeconfig
-from tests.contract.kubelets import admin, as_node, as_token, client_request, node_document, serving_request
+from tests.contract.kubelets import admin, as_node, as_token, client_request, node_document, serving_request, sweep
 from tests.contract.test_certificates import token, watching
 from tests.contract.test_csr_attacks import decided
 
@@ -119,12 +119,7 @@ async def kube(control_plane: ControlPlane, binaries: Path, audited: Audited, tm
     async with admin(control_plane) as connected:
         kubectl(binaries, control_plane, "apply", "--server-side", "--filename=-", stdin=text)
         yield connected
-        for each in await connected.csrs():
-            await connected.delete("CertificateSigningRequest", each.name)
-        for view in await connected.token_views():
-            await connected.delete_token(view)
-        for node in await connected.nodes():
-            await connected.delete("Node", node.name)
+        await sweep(connected)
         kubectl(binaries, control_plane, "delete", "--wait=false", "--filename=-", stdin=text)
 
 

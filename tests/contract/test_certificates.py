@@ -36,7 +36,9 @@ from tests.contract.kubelets import (
     node_document,
     planned,
     serving_request,
+    sweep,
     until,
+    write_cluster,
 )
 
 from kubeworker.core import bootstrap_token
@@ -60,30 +62,7 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
     """The administrator's connection; what tests made in the cluster is gone after each."""
     async with admin(control_plane) as connected:
         yield connected
-        for request in await connected.csrs():
-            await connected.delete("CertificateSigningRequest", request.name)
-        for token in await connected.token_views():
-            await connected.delete_token(token)
-        for node in await connected.nodes():
-            await connected.delete("Node", node.name)
-
-
-def write_cluster(plane: ControlPlane, folder: Path, *nodes: NodeSpec, kubeconfig: Path | None = None) -> Path:
-    """A cluster.yaml beside which there is no CA key: none of these commands needs it."""
-    path = folder / "cluster.yaml"
-    document = {
-        "cluster": {
-            "apiservers": [plane.endpoint],
-            "cluster_cidr": "172.30.0.0/16",
-            "service_cidr": "10.254.0.0/16",
-            "dns_service_ip": "10.254.0.2",
-            "ca": {"cert": str(plane.ca_cert), "key": "not-here.pem"},
-            "kubeconfig": str(kubeconfig or plane.kubeconfig),
-        },
-        "nodes": [{"name": node.name, "address": node.address} for node in nodes],
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
+        await sweep(connected)
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.contract.control_plane import ControlPlane, free_port, pem_of
-from tests.contract.kubelets import admin, as_node, issued, node_document, serving_request, until
+from tests.contract.kubelets import admin, as_node, issued, node_document, serving_request, sweep, until, write_cluster
 
 from kubeworker.core.csr import KEYS_RECORD
 from kubeworker.core.spec import NodeSpec
@@ -50,10 +49,7 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
         for node in NODES:
             await connected.create(node_document(node.name, node.address))
         yield connected
-        for each in await connected.csrs():
-            await connected.delete("CertificateSigningRequest", each.name)
-        for node in NODES:
-            await connected.delete("Node", node.name)
+        await sweep(connected)
         await connected.delete("ConfigMap", KEYS_RECORD, namespace="kube-system")
 
 
@@ -83,20 +79,8 @@ async def test_what_each_kubelet_shows_is_compared_with_what_was_issued_to_it(
     control_plane: ControlPlane, kube: Kube, addresses: None, tmp_path: Path
 ) -> None:
     port, key = free_port(), ec.generate_private_key(ec.SECP256R1())
-    file = tmp_path / "cluster.yaml"
-    document = {
-        "cluster": {
-            "apiservers": [control_plane.endpoint],
-            "cluster_cidr": "172.30.0.0/16",
-            "service_cidr": "10.254.0.0/16",
-            "dns_service_ip": "10.254.0.2",
-            "ca": {"cert": str(control_plane.ca_cert), "key": "not-here.pem"},
-            "kubeconfig": str(control_plane.kubeconfig),
-        },
-        "components": {"kubelet": {"config": {"port": port}}},
-        "nodes": [{"name": node.name, "address": node.address} for node in NODES],
-    }
-    file.write_text(yaml.safe_dump(document))
+    components = {"kubelet": {"config": {"port": port}}}
+    file = write_cluster(control_plane, tmp_path, *NODES, components=components)
     good = await ask(control_plane, GOOD, key)
     for node in (ANOTHER, SILENT):
         await ask(control_plane, node, ec.generate_private_key(ec.SECP256R1()))

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.contract.control_plane import Authority, ControlPlane, Processes, start_apiserver, write_kubeconfig
@@ -31,7 +30,9 @@ from tests.contract.kubelets import (
     node_document,
     planned,
     serving_request,
+    sweep,
     until,
+    write_cluster,
 )
 
 from kubeworker.core import bootstrap_token, csr
@@ -58,12 +59,7 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
     """The administrator's connection; what tests made in the cluster is gone after each."""
     async with admin(control_plane) as connected:
         yield connected
-        for each in await connected.csrs():
-            await connected.delete("CertificateSigningRequest", each.name)
-        for token in await connected.tokens():
-            await connected.delete_token(token)
-        for node in await connected.nodes():
-            await connected.delete("Node", node.name)
+        await sweep(connected)
         for name in (AUTO_APPROVE, "node-server-cert-renewal"):
             await connected.delete("ClusterRoleBinding", name)
         for name in (KEYS_RECORD, OWNED_RECORD):
@@ -393,20 +389,7 @@ async def test_a_token_that_could_not_be_taken_back_is_named(
 @pytest.fixture
 def cluster_yaml(control_plane: ControlPlane, tmp_path: Path) -> Path:
     """As an operator has it, for two nodes of the control plane on loopback."""
-    path = tmp_path / "cluster.yaml"
-    document = {
-        "cluster": {
-            "apiservers": [control_plane.endpoint],
-            "cluster_cidr": "172.30.0.0/16",
-            "service_cidr": "10.254.0.0/16",
-            "dns_service_ip": "10.254.0.2",
-            "ca": {"cert": str(control_plane.ca_cert), "key": str(control_plane.ca_key)},
-            "kubeconfig": str(control_plane.kubeconfig),
-        },
-        "nodes": [{"name": node.name, "address": node.address} for node in (W1, W2)],
-    }
-    path.write_text(yaml.safe_dump(document))
-    return path
+    return write_cluster(control_plane, tmp_path, W1, W2, ca_key=str(control_plane.ca_key))
 
 
 def kubeworker(*words: str | Path) -> subprocess.CompletedProcess[str]:

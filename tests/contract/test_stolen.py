@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.contract.control_plane import ControlPlane
-from tests.contract.kubelets import admin, as_node, as_token, client_request, cluster_of, node_document, planned
+from tests.contract.kubelets import admin, as_node, as_token, client_request, cluster_of, node_document, planned, sweep
 from tests.contract.test_approver import rules
 
 from kubeworker.core import bootstrap_token
@@ -36,10 +36,7 @@ async def kube(control_plane: ControlPlane) -> AsyncIterator[Kube]:
         cluster = cluster_of(control_plane, ROBBED, OTHER)
         await apply_cluster(connected, (await planned(connected, cluster)).actions, lambda _: None)
         yield connected
-        for view in await connected.token_views():
-            await connected.delete_token(view)
-        for node in await connected.nodes():
-            await connected.delete("Node", node.name)
+        await sweep(connected)
 
 
 async def as_user(plane: ControlPlane, name: str, *groups: str) -> Kube:
