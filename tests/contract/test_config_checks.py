@@ -159,13 +159,26 @@ def test_a_wrong_type_or_value_fails(site: Site, name: str, config: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("least_conn;", "leest_conn;"), ("worker_processes 1;", "worker_processes"), ("6443", "644399")]
+    ("name", "old", "new"),
+    [
+        ("kube-nginx.conf", "least_conn;", "leest_conn;"),
+        ("kube-nginx.conf", "worker_processes 1;", "worker_processes"),
+        ("apiservers.conf", "6443", "644399"),
+        ("apiservers.conf", "server", "# server"),
+    ],
 )
-def test_a_broken_nginx_config_fails(site: Site, old: str, new: str) -> None:
+def test_a_broken_nginx_config_fails(site: Site, name: str, old: str, new: str) -> None:
     state = site.state(site.spec())
-    conf = f"{site.folder}/k8s/kube-nginx/conf/kube-nginx.conf"
-    answer = site.run(state, "kube-nginx -t", {conf: samples.text(state, conf).replace(old, new)})
+    path = f"{site.folder}/k8s/kube-nginx/conf/{name}"
+    answer = site.run(state, "kube-nginx -t", {path: samples.text(state, path).replace(old, new)})
     assert not answer.passed, answer
+
+
+def test_the_check_of_nginx_does_not_touch_the_list_in_use(site: Site) -> None:
+    # The list that the configuration includes lies below /run, and need not be there yet.
+    answer = site.run(site.state(site.spec()), "kube-nginx -t")
+    assert answer.passed, answer
+    assert not Path("/run/kube-nginx").exists()
 
 
 def test_every_check_is_tried_here(site: Site) -> None:

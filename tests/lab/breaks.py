@@ -185,6 +185,12 @@ BREAKS = (
     listens_too("kube_nginx.listen", "$ADDRESS", 8443),
     refused("kube_nginx.apiserver.{APISERVER}", "$APISERVER", 6443),
     refused("kube_nginx.proxy", "127.0.0.1", 8443),
+    disabled("kube_nginx.probe", "kube-nginx-probe"),
+    Break(
+        id="kube_nginx.probe_asks",
+        broken="systemctl kill -s STOP kube-nginx-probe; touch -d '1 minute ago' /run/kube-nginx/.answer.*",
+        heal="systemctl kill -s CONT kube-nginx-probe",
+    ),
     disabled("containerd.unit", "containerd"),
     shimmed("containerd.ctr", "/opt/k8s/bin/ctr", "*\\ version\\ *) echo v0.0.0; exit;;"),
     edited("containerd.cri", "/etc/crictl.yaml", "s/containerd.sock/nothing.sock/"),

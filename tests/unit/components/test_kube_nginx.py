@@ -1,10 +1,15 @@
 """The local way to the API servers."""
 
+import subprocess
+
 from tests.unit.samples import changed, checks, cluster, reloaded, restarted, stage, state, text, units, with_component
 
-from kubeworker.core.model import Http, Listening, ProxyReaches
+from kubeworker.core import apiserver_probe
+from kubeworker.core.model import Http, Listening, ProxyReaches, RequireCommand
 
 CONF = "/opt/k8s/kube-nginx/conf/kube-nginx.conf"
+LIST = "/opt/k8s/kube-nginx/conf/apiservers.conf"
+PROBE = "/opt/k8s/kube-nginx/sbin/kube-nginx-probe"
 MANY = [f"10.1.0.{number}:6443" for number in range(1, 6)]
 
 
@@ -16,7 +21,8 @@ def many(**changes: object) -> str:
     networks = {"cluster_cidr": "172.30.0.0/16", "service_cidr": "10.254.0.0/16", "dns_service_ip": "10.254.0.2"}
     nodes = [{"name": f"w{number}", "address": f"10.2.0.{number}"} for number in range(1, 9)]
     spec = cluster(cluster={"apiservers": MANY, **networks}, nodes=nodes, **changes)
-    return "\n".join(",".join(servers(text(state(spec, node=node.name), CONF))) for node in spec.nodes)
+    path = CONF if spec.profile == "guide" else LIST
+    return "\n".join(",".join(servers(text(state(spec, node=node.name), path))) for node in spec.nodes)
 
 
 def test_each_node_has_an_order_of_its_own_and_all_servers() -> None:
@@ -54,9 +60,54 @@ def test_another_server_reloads_and_restarts_nothing() -> None:
             "cluster": before.cluster.model_copy(update={"apiservers": (*before.cluster.apiservers, "10.9.9.9:6443")})
         }
     )
-    assert changed(state(before), state(after)) == {CONF}
+    assert changed(state(before), state(after)) == {LIST}
     assert reloaded(state(before), state(after)) == {"kube-nginx.service"}
-    assert restarted(state(before), state(after)) == set()
+    assert restarted(state(before), state(after)) == {"kube-nginx-probe.service"}
+
+
+def test_the_probe_is_there_but_with_the_guide_or_one_server_or_off() -> None:
+    def probed(**changes: object) -> bool:
+        here = stage(cluster(**changes), "kube_nginx")
+        there = "kube-nginx-probe.service" in {unit.name for unit in here.units}
+        away = "kube-nginx-probe.service" in {unit.name for unit in here.absent_units}
+        included = "include /run/kube-nginx/upstream.conf;" in text(state(cluster(**changes)), CONF)
+        cut = "worker_shutdown_timeout 1s;" in text(state(cluster(**changes)), CONF)
+        curl = RequireCommand(name="curl", package="curl") in here.requirements
+        assert there == included == cut == curl == ("kube_nginx.probe" in checks(cluster(**changes)))
+        assert there != away
+        return there
+
+    alone = cluster().cluster.model_dump() | {"apiservers": ("10.9.9.9:6443",)}
+    assert probed()
+    assert not probed(profile="guide")
+    assert probed(profile="guide", components={"kube_nginx": {"probe": True}})
+    assert not probed(components={"kube_nginx": {"probe": False}})
+    assert not probed(cluster=alone)
+
+
+def test_without_the_probe_the_servers_are_in_the_configuration_itself() -> None:
+    off = with_component("kube_nginx", probe=False)
+    assert set(servers(text(state(off), CONF))) == set(off.cluster.apiservers)
+    (away,) = stage(off, "kube_nginx").absent_units
+    assert {LIST, PROBE} <= set(away.paths)
+
+
+def test_neighbours_take_a_returned_server_into_use_at_different_seconds() -> None:
+    slots = [apiserver_probe.slot(f"10.2.0.{number}") for number in range(1, apiserver_probe.SPREAD + 1)]
+    assert sorted(slots) == list(range(apiserver_probe.SPREAD))
+    assert apiserver_probe.slot("fd00::7") != apiserver_probe.slot("fd00::8")
+
+
+def test_the_program_is_clean_shell() -> None:
+    checked = subprocess.run(
+        ["shellcheck", "--severity=style", "-"],
+        input=text(state(cluster()), PROBE),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.stdout == ""
+    assert checked.returncode == 0
 
 
 def test_another_port_reaches_everyone_who_uses_it() -> None:

@@ -178,9 +178,10 @@ def test_the_token_is_no_input_of_a_running_kubelet() -> None:
     assert restarted(with_token, other) == restarted(with_token, joined) == set()
 
 
-def test_a_new_ca_restarts_kubelet_and_kube_proxy() -> None:
+def test_a_new_ca_restarts_who_reads_it() -> None:
     after = state(cluster(), credentials=replace(CREDENTIALS, ca_cert=b"another\n"))
-    assert restarted(state(cluster()), after) == {"kubelet.service", "kube-proxy.service"}
+    who = {"kubelet.service", "kube-proxy.service", "kube-nginx-probe.service"}
+    assert restarted(state(cluster()), after) == who
 
 
 def test_a_resolver_seen_on_the_node_is_used_but_by_the_guide() -> None:

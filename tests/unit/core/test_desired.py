@@ -311,9 +311,9 @@ def test_check_ids_are_unique_and_stable_across_profiles() -> None:
         return [check.id for check in found]
 
     assert len(ids(cluster())) == len(set(ids(cluster())))
-    # The guide's profile has a mirror of its own accord, and a mirror brings checks.
-    mirror = {"containerd": {"mirrors": {"docker.io": ["https://mirror.gcr.io"]}}}
-    assert ids(cluster(components=mirror)) == ids(cluster(components=mirror, profile="guide"))
+    # The guide's profile has a mirror of its own accord and no probe, and both bring checks.
+    same = {"containerd": {"mirrors": {"docker.io": ["https://mirror.gcr.io"]}}, "kube_nginx": {"probe": False}}
+    assert ids(cluster(components=same)) == ids(cluster(components=same, profile="guide"))
 
 
 # ---------------------------------------------------------------------------------------------------------------
