@@ -35,6 +35,7 @@ from kubeworker.core.model import (
     KubeconfigTarget,
     Listening,
     PortClosed,
+    Private,
     RequirePort,
     ServingCertificate,
     Stage,
@@ -149,6 +150,7 @@ def _stage(context: Context[Config]) -> Stage:
                 content=_own_kubeconfig(context) if context.facts.joined else b"",
             ),
         ),
+        private=tuple(Private(pattern=f"{CERT_DIR}/kubelet-{name}-*.pem") for name in ("client", "server")),
     )
 
 

@@ -19,6 +19,7 @@ from kubeworker.core.model import (
     Image,
     Leftover,
     Link,
+    Origin,
     Stage,
     Unit,
 )
@@ -193,6 +194,8 @@ class StagePlan:
     checks: tuple[ConfigCheck, ...] = ()
     """Config checks that run before anything is swapped in."""
     bin_dir: str
+    origin: Origin = field(default_factory=Origin)
+    """What the desired state was computed from; it goes into the node's record."""
     kept: tuple[str, ...] = ()
     """sha256 of every blob the node's whole desired state names: never removed from the store."""
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
+from kubeworker.core.applied import inputs_digest
 from kubeworker.core.artifact import Artifact
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
 from kubeworker.core.kube_views import NodeStatus
@@ -15,6 +16,7 @@ from kubeworker.core.model import (
     Blob,
     Check,
     NodeState,
+    Origin,
     RequireCommand,
     Requirement,
     RequireSwapOff,
@@ -39,10 +41,12 @@ class Inputs:
     local_files: Mapping[str, bytes] = field(repr=False)
     credentials: Credentials
     """This node's: the bootstrap token is its own."""
+    tool: str = ""
+    """The tool's own version."""
 
     def state(self, node: NodeSpec, facts: Facts) -> NodeState:
         """The node's desired state under these facts."""
-        return desired(
+        state = desired(
             self.cluster,
             node,
             registry=self.registry,
@@ -52,6 +56,7 @@ class Inputs:
             credentials=self.credentials,
             facts=facts,
         )
+        return replace(state, origin=Origin(tool=self.tool, inputs=inputs_digest(self.cluster, node)))
 
 
 def validate_components(cluster: ClusterFile, registry: Registry) -> None:

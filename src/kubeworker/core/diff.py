@@ -45,6 +45,7 @@ from kubeworker.core.model import (
     KubeconfigTarget,
     Leftover,
     NodeState,
+    Private,
     RequireCommand,
     Stage,
     Unit,
@@ -85,6 +86,7 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
                     checks=tuple(check for check in stage.config_checks if changing & set(check.inputs)),
                     bin_dir=state.bin_dir,
                     kept=kept,
+                    origin=state.origin,
                 )
             )
     return tuple(plans)
@@ -134,6 +136,8 @@ def _before_units(stage: Stage, observed: Observed) -> Iterator[Action]:
         yield from _file(file, observed.files.get(file.path))
     for target in stage.kubeconfigs:
         yield from _kubeconfig(target, observed)
+    for private in stage.private:
+        yield from _private(private, observed)
     for link in stage.links:
         seen = observed.files.get(link.path)
         if seen is None or seen.kind != "link" or seen.target != link.target:
@@ -195,6 +199,16 @@ def _kubeconfig(target: KubeconfigTarget, observed: Observed) -> Iterator[Action
         text, reason = "certificate-authority-data: the cluster's", "trusts another CA"
     file = File(path=target.path, content=target.content, mode=0o600)
     yield PutFile(file=file, was=observed.sha256(target.path), text=text, reason=reason)
+
+
+def _private(private: Private, observed: Observed) -> Iterator[Action]:
+    for path in sorted(observed.files):
+        seen = observed.files[path]
+        # Narrower than 0600 is nobody's harm.
+        others = seen.mode & 0o077 or seen.owner != "root:root"
+        if others and seen.kind == "file" and fnmatch.fnmatchcase(path, private.pattern):
+            was = f"{seen.mode:04o} {seen.owner}"
+            yield SetMode(path=path, mode=0o600, owner="root:root", was=was, reason="a key that others may read")
 
 
 def _mode(path: str, mode: int, owner: str, seen: SeenFile) -> Iterator[Action]:

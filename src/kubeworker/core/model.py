@@ -82,6 +82,14 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Private:
+    """Files that the component writes itself and that hold keys: root's alone, whoever has opened them to others."""
+
+    pattern: str
+    """Of their paths, as sh expands it: /etc/kubernetes/cert/kubelet-client-*.pem"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferred:
     """A file that will be desired later, in this same run, once a fact is known (a node's podCIDR, say).
 
@@ -606,7 +614,18 @@ class Stage:
     leftovers: tuple[Leftover, ...] = ()
     images: tuple[Image, ...] = ()
     kubeconfigs: tuple[KubeconfigTarget, ...] = ()
+    private: tuple[Private, ...] = ()
     tls_endpoints: tuple[TlsEndpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a desired state was computed from, to tell later what has changed."""
+
+    tool: str = ""
+    """The tool's version."""
+    inputs: str = ""
+    """Digest of what cluster.yaml says that concerns the node (`applied.inputs_digest`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,3 +636,4 @@ class NodeState:
     bin_dir: str
     """The content-addressed store lies in `<bin_dir>/.store`."""
     stages: tuple[Stage, ...]
+    origin: Origin = Origin()

@@ -19,6 +19,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
+from kubeworker.core import applied
 from kubeworker.core.actions import (
     Action,
     DaemonReload,
@@ -83,6 +84,7 @@ def stage_script(plan: StagePlan, *, home: str = HOME) -> str:
         *_leftovers(plan, after_stop=False),
         *_images(plan),
         *_bookkeeping(plan),
+        _record(plan),
         "finished=yes",
     )
     return "\n".join(section for section in sections if section) + "\n"
@@ -404,6 +406,12 @@ def _bookkeeping(plan: StagePlan) -> Iterator[str]:
         yield _call("tidy_store", *_names(plan.kept))
 
 
+def _record(plan: StagePlan) -> str:
+    """The last word: a stage that did not get here has the record of the one before."""
+    call = _call("record_applied", plan.component, plan.origin.tool, plan.origin.inputs)
+    return f"{call} <<'KW'\n{applied.text(plan.stage)}KW"
+
+
 def _names(hashes: Iterable[str]) -> Iterator[str]:
     return (f"sha256-{sha256}" for sha256 in hashes)
 
@@ -622,6 +630,12 @@ restore_record() {{
 record_start() {{ # record_start UNIT DIGESTS
   printf '%s %s\n' "$2" "$(systemctl show --property=InvocationID --value -- "$1")" > "$work/record" &&
     mv -f -- "$work/record" "$home/started/$1" || fail "no space left below $home"
+}}
+record_applied() {{ # record_applied COMPONENT TOOL INPUTS: what was asked for (core/applied.py) is its standard input
+  mkdir -p -- "$home/applied" && {{
+    printf '{applied.FORMAT}\t%s\t%s\t%s\n' "$(date +%s)" "$2" "$3"
+    cat
+  }} > "$work/applied" && mv -f -- "$work/applied" "$home/applied/$1" || fail "no space left below $home"
 }}
 systemctl_unit() {{ # systemctl_unit VERB UNIT
   timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- ||

@@ -11,9 +11,11 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, cast
 
+from kubeworker.core import applied
+from kubeworker.core.applied import Applied
 from kubeworker.errors import NodeError
 
 HEADER = "kubeworker-probe 1"
@@ -44,6 +46,10 @@ class SeenFile:
     """Only of text files whose hash is not the desired one (for the diff), up to the probe's limit."""
     target: str = ""
     """Of links."""
+    modified: float = 0.0
+    """When its content was last changed (mtime): seconds since the epoch."""
+    changed: float = 0.0
+    """When its content, mode, owner or name was last changed (ctime)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +82,8 @@ class SeenUnit:
     dropins: tuple[str, ...] = ()
     """Paths of the drop-ins that systemd has loaded."""
     record: StartRecord | None = None
+    since: str = ""
+    """When it came into its present state, as systemd says it (in UTC); empty where it never had another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +157,10 @@ class Observed:
     """By name, what was found of that which a plan warns of."""
     marked: frozenset[str] = frozenset()
     """Paths of the files that bear the mark of a `Marked`."""
+    applied: Mapping[str, Applied] = field(default_factory=dict)
+    """By component, what was applied last; only for telling who has changed what since."""
+    unfinished: float = 0.0
+    """When a stage began whose run died on the node (seconds since the epoch); 0: none did."""
     images: frozenset[str] | None = None
     """References in containerd's k8s.io namespace; None where containerd did not answer."""
     kubelet_client_cert: str = ""
@@ -216,6 +228,7 @@ class _Reading:
         self.leftovers: set[str] = set()
         self.traces: dict[str, str] = {}
         self.marked: set[str] = set()
+        self.applied: dict[str, list[str]] = {}
         self.images: set[str] | None = None
         self.kubeconfig: dict[str, str] = {}
         self.nameservers: list[str] = []
@@ -248,6 +261,8 @@ class _Reading:
             leftovers=frozenset(self.leftovers),
             traces=self.traces,
             marked=frozenset(self.marked),
+            applied=self._applied(),
+            unfinished=float(values.get("unfinished", "0")),
             images=None if self.images is None else frozenset(self.images),
             kubelet_client_cert=_pem(values.get("client-cert", "")),
             kubelet_kubeconfig=KubeletKubeconfig(
@@ -262,7 +277,7 @@ class _Reading:
         match word:
             case "clock" | "hostname" | "machine-id" | "machine" | "kernel" | "cgroup" | "container":
                 self.values[word] = rest
-            case "client-cert" | "masquerade":
+            case "client-cert" | "masquerade" | "unfinished":
                 self.values[word] = rest
             case "s":
                 self._stat(rest)
@@ -315,6 +330,9 @@ class _Reading:
                 self.traces[name] = found.strip()
             case "marked":
                 self.marked.add(rest)
+            case "applied":
+                name, line = rest.split("\t", 1)
+                self.applied.setdefault(name, []).append(line)
             case "images":
                 self.images = set()
             case "image":
@@ -332,10 +350,16 @@ class _Reading:
                 raise ValueError(f"line {f'{word} {rest}'[:200]!r}")
 
     def _stat(self, rest: str) -> None:
-        raw, owner, size, _mtime, _ctime, _inode, path = rest.split("\t", 6)
+        raw, owner, size, mtime, ctime, _inode, path = rest.split("\t", 6)
         bits = int(raw, 16)
         self.files[path] = SeenFile(
-            path=path, kind=_KINDS.get(bits >> 12, "other"), mode=bits & 0o7777, owner=owner, size=int(size)
+            path=path,
+            kind=_KINDS.get(bits >> 12, "other"),
+            mode=bits & 0o7777,
+            owner=owner,
+            size=int(size),
+            modified=float(mtime),
+            changed=float(ctime),
         )
 
     def _show(self, lines: Iterator[str]) -> None:
@@ -370,12 +394,8 @@ class _Reading:
 
     def _file(self, seen: SeenFile) -> SeenFile:
         path = seen.path
-        return SeenFile(
-            path=path,
-            kind=seen.kind,
-            mode=seen.mode,
-            owner=seen.owner,
-            size=seen.size,
+        return replace(
+            seen,
             sha256=self.hashes.get(path, ""),
             content=self.contents.get(path),
             target=self.targets.get(path, ""),
@@ -395,7 +415,12 @@ class _Reading:
             fragment=shown.get("FragmentPath", ""),
             dropins=tuple(shown.get("DropInPaths", "").split()),
             record=self.records.get(name),
+            since=shown.get("StateChangeTimestamp", ""),
         )
+
+    def _applied(self) -> dict[str, Applied]:
+        records = (applied.parse(name, lines) for name, lines in self.applied.items())
+        return {record.component: record for record in records if record is not None}
 
     def _resolv_conf(self) -> str:
         # 127.0.0.53 and .54 are systemd-resolved's stubs (systemd-resolved.service(8)): inside a pod they would be

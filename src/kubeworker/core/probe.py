@@ -122,6 +122,7 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _links(state),
         _marked(state),
         _leftovers(state),
+        _applied(state),
         _traces(requirements),
         _KUBELET,
     ]
@@ -366,10 +367,10 @@ def _units(units: list[str]) -> str:
     names = shlex.join(units)
     properties = (
         "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,InvocationID,MainPID,NRestarts,FragmentPath,"
-        "DropInPaths"
+        "DropInPaths,StateChangeTimestamp"
     )
     return f"""say units
-systemctl show --property={properties} -- {names}
+TZ=UTC systemctl show --property={properties} -- {names}
 say units-end
 for name in {names}; do
   if [ -r "$home/started/$name" ] && read -r restart reload invocation < "$home/started/$name"; then
@@ -380,15 +381,21 @@ done"""
 
 def _files(state: NodeState, paths: tuple[str, ...], units: list[str], *, rehash: bool) -> str:
     wanted = "\n".join(f"w\t{file.sha256}\t{file.path}" for file in _text_files(state))
-    patterns = " ".join(f"{directory}/{shlex.quote(unit)}.d/*.conf" for directory in DROPIN_DIRS for unit in units)
-    dropins = f"""for path in {patterns}; do
+    patterns = " ".join(
+        [
+            *(f"{directory}/{shlex.quote(unit)}.d/*.conf" for directory in DROPIN_DIRS for unit in units),
+            *(each.pattern for stage in state.stages for each in stage.private),
+        ]
+    )
+    unnamed = f"""# shellcheck disable=SC2043
+for path in {patterns}; do
   case $path in *"$nl"*) continue ;; esac
   [ ! -f "$path" ] || set -- "$@" "$path"
 done
 """
     index = "" if rehash else "$home/index"
     return f"""set -- {shlex.join(paths)}
-{dropins if units else ""}stats=$(stat --printf 's\\t%f\\t%U:%G\\t%s\\t%.9Y\\t%.9Z\\t%i\\t%n\\n' -- "$@" 2> /dev/null)
+{unnamed}stats=$(stat --printf 's\\t%f\\t%U:%G\\t%s\\t%.9Y\\t%.9Z\\t%i\\t%n\\n' -- "$@" 2> /dev/null)
 wanted={shlex.quote(wanted)}
 hashes() {{ # hashes FRESH WRITE: FRESH are lines of just computed hashes; the new index goes to the file WRITE
   printf '%s\\n%s\\n%s\\n' "$wanted" "$1" "$stats" |
@@ -473,6 +480,20 @@ done"""
         for stage in state.stages
         for each in stage.marked
     )
+
+
+def _applied(state: NodeState) -> str:
+    """The records of what was applied last, and whether a run died on the node: its folder is there, its lock not."""
+    names = shlex.join(stage.component for stage in state.stages)
+    return f"""# shellcheck disable=SC2043  # there may be only one
+for name in {names}; do
+  [ ! -r "$home/applied/$name" ] || while IFS= read -r line; do
+    printf 'applied\\t%s\\t%s\\n' "$name" "$line"
+  done < "$home/applied/$name"
+done
+for path in "$home"/work.*; do
+  if [ -d "$path" ] && flock -n "$home/lock" true; then field unfinished "$(stat -c %Y -- "$path")"; fi
+done"""
 
 
 def _traces(requirements: Iterable[object]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 from kubeworker.components import discover, kube_proxy
@@ -78,6 +79,7 @@ class Session:
                 kube_proxy_key=self.proxy.key,
                 bootstrap_token=bootstrap_token,
             ),
+            tool=metadata.version("kubeworker"),
         )
 
     def connection(self, name: str) -> Node:
