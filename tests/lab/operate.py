@@ -18,7 +18,7 @@ from kubeworker.lab import LabState
 
 COMMAND = Path(__file__).parents[2] / ".venv/bin/kubeworker"
 
-SERVICES = ("kube-nginx", "containerd", "kubelet", "kube-proxy", "kubeworker-routes")
+SERVICES = ("kube-nginx", "kube-nginx-probe", "containerd", "kubelet", "kube-proxy", "kubeworker-routes")
 """The units on every node, without `.service`."""
 
 Change = Callable[[dict[str, Any]], None]

@@ -1,4 +1,4 @@
-"""One API server dies. Minutes long and last of all: it is about what does not happen while time goes by."""
+"""API servers die, one and then all. Minutes long and last of all: about what does not happen while time goes by."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from tests.lab.conftest import kubeworker
 from tests.lab.operate import kubectl, sh, until
 
 from kubeworker import lab as labs
@@ -134,3 +135,61 @@ def test_nodes_stay_ready_through_the_other_apiserver_and_only_through_their_pro
         # again only after its reflector's back-off (up to a minute).
         until(lambda: all_ready(lab), f"{cut} is Ready again", seconds=90)
     until(lambda: labs.apiserver_ready(lab, lab.machine(DEAD)), f"kube-apiserver on {DEAD} is back", seconds=60)
+
+
+NODE = "worker-01"
+LIST = "/run/kube-nginx/upstream.conf"
+THROUGH_THE_PROXY = "curl -s -m 2 --cacert /opt/k8s/kube-nginx/conf/ca.pem https://127.0.0.1:8443/readyz"
+
+
+def proxy_workers(lab: LabState) -> str:
+    return sh(lab, NODE, "pgrep -P $(systemctl show -p MainPID --value kube-nginx)")
+
+
+def test_with_every_apiserver_down_the_list_stays_and_the_first_that_returns_is_used(deployed: LabState) -> None:
+    lab = deployed
+    dead, alive = (lab.machine(name).address for name in (DEAD, ALIVE))
+    until(lambda: sh(lab, NODE, f"grep -c . {LIST}") == "2", "both are in use", seconds=60)
+    try:
+        sh(lab, ALIVE, "systemctl kill --signal=KILL kube-apiserver; systemctl stop kube-apiserver")
+        until(lambda: alive not in sh(lab, NODE, f"cat {LIST}"), "the proxy leaves the one out")
+        sh(lab, DEAD, "systemctl kill --signal=KILL kube-apiserver; systemctl stop kube-apiserver")
+        until(lambda: "refused" in sh(lab, NODE, f"grep {dead} /run/kube-nginx/status"), "the probe sees it")
+        time.sleep(5)
+        assert dead in sh(lab, NODE, f"cat {LIST}")
+        assert sh(lab, NODE, f"{THROUGH_THE_PROXY} || echo nothing") == "nothing"
+        sh(lab, ALIVE, "systemctl start kube-apiserver")
+        until(lambda: labs.apiserver_ready(lab, lab.machine(ALIVE)), "one is back", seconds=60)
+        until(lambda: sh(lab, NODE, f"{THROUGH_THE_PROXY} || :") == "ok", "traffic goes on", seconds=8)
+        assert dead not in sh(lab, NODE, f"cat {LIST}")
+    finally:
+        sh(lab, ALIVE, "systemctl start kube-apiserver")
+        sh(lab, DEAD, "systemctl start kube-apiserver")
+    until(lambda: sh(lab, NODE, f"grep -c . {LIST}") == "2", "both are in use again", seconds=60)
+    until(lambda: all_ready(lab), "all nodes are Ready", seconds=90)
+
+
+def test_a_killed_probe_is_started_again_and_changes_nothing(deployed: LabState) -> None:
+    lab = deployed
+    until(lambda: sh(lab, NODE, f"grep -c . {LIST}") == "2", "both are in use", seconds=60)
+    until(lambda: len(proxy_workers(lab).split()) == 1, "the former worker is gone")
+    workers = proxy_workers(lab)
+    pid = sh(lab, NODE, "systemctl show -p MainPID --value kube-nginx-probe")
+    sh(lab, NODE, "systemctl kill --signal=KILL kube-nginx-probe")
+    until(
+        lambda: sh(lab, NODE, "systemctl show -p MainPID --value kube-nginx-probe") not in {pid, "0"}, "it runs again"
+    )
+    until(lambda: sh(lab, NODE, "grep -c ready /run/kube-nginx/status || :") == "2", "it has asked again")
+    assert proxy_workers(lab) == workers, "no reload"
+
+
+def test_a_node_without_curl_is_told_so_before_anything_is_changed(deployed: LabState) -> None:
+    lab = deployed
+    sh(lab, NODE, "mv $(command -v curl) /root/curl.away")
+    try:
+        done = kubeworker("plan", "-f", lab.cluster_yaml, "--node", NODE)
+        assert done.returncode == 1
+        assert "the command curl is missing" in done.stdout + done.stderr
+        assert "apt-get install curl" in done.stdout + done.stderr
+    finally:
+        sh(lab, NODE, "mv /root/curl.away /usr/bin/curl")
