@@ -371,6 +371,37 @@ class WarnOfTraces:
     fix: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeToNode:
+    """A port of the node that the other nodes must reach, from wherever in the cluster its callers run."""
+
+    protocol: Literal["tcp", "udp"]
+    port: int
+    why: str
+    """Who calls, and what for."""
+    process: str = ""
+    """What holds the port once the component runs, as ss(8) names it; empty: the kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathMtu:
+    """IP packets that the node sends to the others arrive in one piece up to this size."""
+
+    packet: int
+    """Bytes, IP header included; 0: the MTU of the interface that has the node's address."""
+    udp_port: int = 0
+    """Where such packets go to: no other port may be open between the nodes. 0: anything else (ICMP echo is tried)."""
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SameSegment:
+    """No router stands between the nodes: each is the next hop to its own pods."""
+
+    why: str
+
+
 Requirement: TypeAlias = (
     RequireCommand
     | RequirePort
@@ -383,6 +414,9 @@ Requirement: TypeAlias = (
     | RequireClock
     | RequireCgroup
     | WarnOfTraces
+    | NodeToNode
+    | PathMtu
+    | SameSegment
 )
 
 

@@ -16,7 +16,7 @@ from kubeworker.core.diff import diff, held_back
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import NodeState
 from kubeworker.core.observed import Observed, parse
-from kubeworker.core.preflight import Finding
+from kubeworker.core.preflight import Row
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
@@ -242,7 +242,7 @@ def _node_plan(
     )
     state = _state(session, node.name, facts, objects.token(node.name))
     stages = diff(state, observed)
-    findings = preflight.preflight(
+    rows = preflight.preflight(
         state,
         observed,
         peers=seen,
@@ -250,7 +250,7 @@ def _node_plan(
         plans=stages,
         architecture=host_architecture(),
     )
-    faults = [finding for finding in findings if finding.severity == "error"]
+    faults = [row for row in rows if row.status == "failed"]
     return NodePlan(
         name=node.name,
         stages=() if faults else stages,
@@ -258,14 +258,14 @@ def _node_plan(
             *(f"{each.path}: {each.reason}" for stage in state.stages for each in stage.deferred),
             *held_back(state, observed),
         ),
-        warnings=tuple(finding.message for finding in findings if finding.severity == "warning"),
+        warnings=tuple(row.message for row in rows if row.status == "warning"),
         state=state,
         joining=joining,
         error=_preflight_failed(node.name, faults) if faults else None,
     )
 
 
-def _preflight_failed(node: str, faults: Sequence[Finding]) -> PreflightFailed:
+def _preflight_failed(node: str, faults: Sequence[Row]) -> PreflightFailed:
     """One error that names every fault, each with its fix."""
     message = "; ".join(fault.message for fault in faults)
     return PreflightFailed(message, subject=node, hint="\n  ".join(fault.fix for fault in faults))

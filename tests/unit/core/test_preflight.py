@@ -25,7 +25,7 @@ from kubeworker.core.model import (
     WarnOfTraces,
 )
 from kubeworker.core.observed import Disk, Listener, Observed
-from kubeworker.core.preflight import Finding, preflight
+from kubeworker.core.preflight import Row, preflight
 
 GIB = 2**30
 
@@ -34,12 +34,17 @@ def needs(*requirements: Requirement, **parts: Any) -> NodeState:
     return state(Stage(component="c", requirements=requirements, **parts))
 
 
-def found(wanted: NodeState, observed: Observed, **fields: Any) -> tuple[Finding, ...]:
+def rows(wanted: NodeState, observed: Observed, **fields: Any) -> tuple[Row, ...]:
     known: dict[str, Any] = {"peers": {"n1": observed}, "control_time": observed.clock}
     return preflight(wanted, observed, **(known | fields))
 
 
-def one(wanted: NodeState, observed: Observed, **fields: Any) -> Finding:
+def found(wanted: NodeState, observed: Observed, **fields: Any) -> tuple[Row, ...]:
+    """What wants mending."""
+    return tuple(row for row in rows(wanted, observed, **fields) if row.status in {"failed", "warning"})
+
+
+def one(wanted: NodeState, observed: Observed, **fields: Any) -> Row:
     (finding,) = found(wanted, observed, **fields)
     assert finding.node == "n1"
     assert finding.fix
@@ -82,7 +87,7 @@ def test_a_machine_that_has_everything_is_left_alone() -> None:
 
 def test_a_missing_command_names_its_package() -> None:
     finding = one(needs(RequireCommand(name="nft", package="nftables")), bare())
-    assert (finding.id, finding.severity) == ("command-nft", "error")
+    assert (finding.id, finding.status) == ("command-nft", "failed")
     assert "apt-get install nftables" in finding.fix
 
 
@@ -122,9 +127,9 @@ def test_what_is_sent_counts_and_only_then_a_full_disk_is_an_error() -> None:
     wanted = needs(binaries=(binary,))
     observed = bare(disks={wanted.bin_dir: disk(wanted.bin_dir, 99)})
     finding = one(wanted, observed, plans=diff(wanted, observed))
-    assert (finding.id, finding.severity) == ("disk-/", "error")
+    assert (finding.id, finding.status) == ("disk-/", "failed")
     lasting = needs(RequireDisk(path="/data", free=GIB))
-    assert one(lasting, bare(disks={"/data": disk("/data", 1)})).severity == "warning"
+    assert one(lasting, bare(disks={"/data": disk("/data", 1)})).status == "warning"
 
 
 def test_inodes_run_out_too() -> None:
@@ -210,5 +215,5 @@ def test_in_a_container_the_hosts_facts_are_named_so(requirement: Requirement, f
 def test_traces_of_another_plugin_are_named_and_keep_nobody_from_being_changed() -> None:
     trace = WarnOfTraces(name="cni-links", look="true", message="other interfaces: {found}", fix="reboot")
     finding = one(needs(trace), bare(traces={"cni-links": "flannel.1"}))
-    assert (finding.severity, finding.message) == ("warning", "other interfaces: flannel.1")
+    assert (finding.status, finding.message) == ("warning", "other interfaces: flannel.1")
     assert found(needs(trace), bare()) == ()
