@@ -18,11 +18,13 @@ from kubeworker.core.model import (
     Directory,
     File,
     NodeCommand,
+    PathMtu,
     RequireCommand,
     RequireMasquerade,
     Requirement,
     RequireModule,
     RequireSysctl,
+    SameSegment,
     Stage,
     Unit,
     UnitActive,
@@ -37,6 +39,8 @@ class Config(ComponentConfig):
     """MTU of pods' interfaces; 0: the kernel's default (1500)."""
 
 
+_MTU = 1500
+"""The kernel's default for veth and bridge (ETH_DATA_LEN)."""
 _BIN_DIR = "/opt/cni/bin"
 _CONFLIST = "/etc/cni/net.d/10-kubeworker.conflist"
 _ROUTES = "/etc/kubeworker/routes"
@@ -91,6 +95,7 @@ _REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     # The portmap plugin uses iptables or nft, whichever it finds.
     RequireCommand(name="nft", package="nftables"),
+    SameSegment(why="each node is the next hop to its own pods' addresses (cni: bridge)"),
 )
 
 
@@ -104,7 +109,15 @@ def _stage(context: Context[Config]) -> Stage:
     reason = "the node's podCIDR is known once it has joined"
     return Stage(
         component="bridge_cni",
-        requirements=(*_REQUIREMENTS, RequireMasquerade(family=_family(context.cluster))),
+        requirements=(
+            *_REQUIREMENTS,
+            RequireMasquerade(family=_family(context.cluster)),
+            PathMtu(
+                packet=context.config.mtu or _MTU,
+                why="pods' packets are routed as they are (cni: bridge)",
+                fix="components.bridge_cni.mtu: the largest size that passes everywhere",
+            ),
+        ),
         directories=tuple(Directory(path=path) for path in (_BIN_DIR, "/etc/cni/net.d", "/etc/kubeworker")),
         binaries=binaries,
         files=files,

@@ -31,6 +31,10 @@ from kubeworker.core.model import (
     ClusterCheck,
     Directory,
     Leftover,
+    NodeToNode,
+    PathMtu,
+    Requirement,
+    SameSegment,
     Stage,
     Traffic,
     WarnOfTraces,
@@ -335,11 +339,51 @@ def _listed(names: Sequence[str]) -> str:
 def _stage(context: Context[Config]) -> Stage:
     return Stage(
         component="cilium",
-        requirements=_traces(context.config),
+        requirements=(*_traces(context.config), *_network(context.cluster, context.config)),
         # The chart mounts them; what is in them is the agent's.
         directories=(Directory(path="/opt/cni/bin"), Directory(path=_CONF_DIR)),
         absent_units=(_bridge(context.facts.network_ready),),
     )
+
+
+_AGENT_PROCESS = "cilium-agent"
+_VXLAN_PORT = 8472
+"""The chart's default for vxlan (values.yaml, tunnelPort: 0)."""
+_HEALTH_PORT = 4240
+"""cluster-health-port's default (Cilium's pkg/defaults/defaults.go)."""
+_WIREGUARD_PORT = 51871
+"""Cilium's pkg/wireguard/types/types.go."""
+
+
+def _network(cluster: ClusterFile, config: Config) -> tuple[Requirement, ...]:
+    """What must pass between nodes."""
+    return tuple(_passing(cluster, config))
+
+
+def _passing(cluster: ClusterFile, config: Config) -> Iterator[Requirement]:
+    given = config.values
+    if given.get("healthChecking", True):
+        health = int(given.get("clusterHealthPort") or _HEALTH_PORT)
+        why = "Cilium's health checks between nodes"
+        yield NodeToNode(protocol="tcp", port=health, why=why, process=_AGENT_PROCESS)
+    if config.hubble:
+        hubble = int(str((given.get("hubble") or {}).get("listenAddress") or ":4244").rpartition(":")[2])
+        why = "Hubble relay asks each node's agent"
+        yield NodeToNode(protocol="tcp", port=hubble, why=why, process=_AGENT_PROCESS)
+    encryption = given.get("encryption") or {}
+    if encryption.get("enabled") and encryption.get("type", "ipsec") == "wireguard":
+        yield NodeToNode(protocol="udp", port=_WIREGUARD_PORT, why="pods' traffic, encrypted by WireGuard")
+    fix = "components.cilium.mtu: the largest size that passes everywhere"
+    if config.routing == "native":
+        yield PathMtu(packet=config.mtu, why="pods' packets are routed as they are (routing: native)", fix=fix)
+        if given.get("autoDirectNodeRoutes", True):
+            yield SameSegment(why="each node is the next hop to its own pods' addresses (autoDirectNodeRoutes)")
+        return
+    tunnel = int(given.get("tunnelPort") or _VXLAN_PORT)
+    yield NodeToNode(protocol="udp", port=tunnel, why="pods' traffic between nodes (vxlan)")
+    overhead = 70 if _ipv6(cluster) else 50
+    why = f"vxlan: pods' packets and {overhead} bytes of outer headers"
+    yield PathMtu(packet=config.mtu, udp_port=tunnel, why=why, fix=fix)
 
 
 _CONF_DIR = "/etc/cni/net.d"

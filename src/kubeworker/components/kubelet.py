@@ -34,6 +34,7 @@ from kubeworker.core.model import (
     Http,
     KubeconfigTarget,
     Listening,
+    NodeToNode,
     PortClosed,
     Private,
     RequirePort,
@@ -119,6 +120,12 @@ def _stage(context: Context[Config]) -> Stage:
         requirements=(
             RequirePort(port=port(context.config), unit=UNIT),
             RequirePort(port=int(document.get("healthzPort", 10248)), unit=UNIT),
+            NodeToNode(
+                protocol="tcp",
+                port=port(context.config),
+                why="kubelet's API: logs, exec and probes of kube-apiserver, metrics for pods on any node",
+                process="kubelet",
+            ),
         ),
         directories=_directories(context),
         binaries=(program,),
