@@ -196,6 +196,8 @@ class StagePlan:
     bin_dir: str
     origin: Origin = field(default_factory=Origin)
     """What the desired state was computed from; it goes into the node's record."""
+    settled: tuple[Stage, ...] = ()
+    """Stages of the node that have nothing to do, and whose record (core/applied.py) this one brings up to date."""
     kept: tuple[str, ...] = ()
     """sha256 of every blob the node's whole desired state names: never removed from the store."""
 

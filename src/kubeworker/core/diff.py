@@ -12,9 +12,9 @@ import difflib
 import fnmatch
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kubeworker.core import actions
+from kubeworker.core import actions, applied
 from kubeworker.core.actions import (
     Action,
     DaemonReload,
@@ -45,6 +45,7 @@ from kubeworker.core.model import (
     KubeconfigTarget,
     Leftover,
     NodeState,
+    Origin,
     Private,
     RequireCommand,
     Stage,
@@ -62,7 +63,8 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
     contents = _contents(state)
     kept = tuple(sorted({blob.sha256 for blob in blobs(state)}))
     restarting: dict[str, str] = {}
-    plans = []
+    plans: list[StagePlan] = []
+    settled: list[Stage] = []
     for stage in state.stages:
         before = tuple(_before_units(stage, observed))
         about = _Inputs(
@@ -89,7 +91,18 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
                     origin=state.origin,
                 )
             )
+        elif not _recorded(stage, state.origin, observed):
+            settled.append(stage)
+    if plans:
+        plans[0] = replace(plans[0], settled=tuple(settled))
     return tuple(plans)
+
+
+def _recorded(stage: Stage, origin: Origin, observed: Observed) -> bool:
+    """Whether the node's record says of the stage what is asked for now. A record alone is no reason to do anything."""
+    record = observed.applied.get(stage.component)
+    wanted = {item.key: item for item in applied.items(stage)}
+    return record is not None and record.origin == origin and record.items == wanted
 
 
 def blobs(state: NodeState) -> tuple[Blob, ...]:

@@ -84,7 +84,7 @@ def stage_script(plan: StagePlan, *, home: str = HOME) -> str:
         *_leftovers(plan, after_stop=False),
         *_images(plan),
         *_bookkeeping(plan),
-        _record(plan),
+        *_records(plan),
         "finished=yes",
     )
     return "\n".join(section for section in sections if section) + "\n"
@@ -406,10 +406,11 @@ def _bookkeeping(plan: StagePlan) -> Iterator[str]:
         yield _call("tidy_store", *_names(plan.kept))
 
 
-def _record(plan: StagePlan) -> str:
+def _records(plan: StagePlan) -> Iterator[str]:
     """The last word: a stage that did not get here has the record of the one before."""
-    call = _call("record_applied", plan.component, plan.origin.tool, plan.origin.inputs)
-    return f"{call} <<'KW'\n{applied.text(plan.stage)}KW"
+    for stage in (*plan.settled, plan.stage):
+        call = _call("record_applied", stage.component, plan.origin.tool, plan.origin.inputs)
+        yield f"{call} <<'KW'\n{applied.text(stage)}KW"
 
 
 def _names(hashes: Iterable[str]) -> Iterator[str]:
