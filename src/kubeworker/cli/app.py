@@ -33,6 +33,7 @@ COMMANDS = {
     "init": ("init:init", "Write a commented cluster.yaml, also from the guide's environment.sh."),
     "artifacts": ("artifacts:app", "Get, check and pack the binaries."),
     "render": ("render:render", "Write every file of every node, offline."),
+    "preflight": ("preflight:preflight", "Check the nodes before anything is changed."),
     "plan": ("plan:plan", "Show what would change, and why."),
     "apply": ("apply:apply", "Show the plan, ask, and do exactly that."),
     "verify": ("verify:verify", "Prove on the live cluster that everything works."),

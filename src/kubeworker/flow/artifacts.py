@@ -63,14 +63,26 @@ async def locked(
 ) -> dict[str, Blob]:
     """The same for a plan: what the lock file pins is believed without having the bytes; only the rest is got."""
     run = _run(cluster_file, cluster, architecture, update_lock=False, report=report, store=store)
-    wanted, lock = _distinct(artifacts), run.lock()
-    pinned: dict[str, Blob] = {}
+    wanted = _distinct(artifacts)
+    pinned = _pinned(run, wanted)
+    return pinned | await _from_sources(run, tuple(each for each in wanted if each.name not in pinned))
+
+
+def pinned(cluster_file: Path, cluster: ClusterFile, artifacts: Sequence[Artifact]) -> dict[str, Blob]:
+    """Those that the lock file pins; nothing is got."""
+    run = _run(cluster_file, cluster, None, update_lock=False, report=silent, store=None)
+    return _pinned(run, _distinct(artifacts))
+
+
+def _pinned(run: Run, wanted: Sequence[Artifact]) -> dict[str, Blob]:
+    lock = run.lock()
+    found: dict[str, Blob] = {}
     for artifact in wanted:
         for kind in sources.kinds(run) or KINDS:
             entry = lock.get(run.key(artifact, kind), artifact.version)
             if entry is not None:
-                pinned.setdefault(artifact.name, Blob(sha256=entry.sha256, size=entry.size))
-    return pinned | await _from_sources(run, tuple(each for each in wanted if each.name not in pinned))
+                found.setdefault(artifact.name, Blob(sha256=entry.sha256, size=entry.size))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

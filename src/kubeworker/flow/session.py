@@ -129,6 +129,39 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
         )
 
 
+@asynccontextmanager
+async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session]:
+    """A session that only looks at nodes: without keys, artifacts and charts, which may all be missing yet.
+
+    Artifacts that are pinned count with their size; of those that aren't, nothing is known.
+    """
+    registry = discover()
+    cluster = cluster_file.load(request.cluster_file, registry)
+    chosen = select(cluster, request.nodes)
+    wanted = desired.artifacts(cluster, registry)
+    unknown = Blob(sha256="0" * 64, size=0)
+    async with AsyncExitStack() as stack:
+        kube, connections = await _reach(request, cluster, chosen, stack)
+        yield Session(
+            request=request,
+            cluster=cluster,
+            registry=registry,
+            selected=chosen,
+            ca=credentials.load_ca_certificate(cluster, now=datetime.now(UTC)),
+            proxy=credentials.NO_KUBE_PROXY,
+            blobs={each.name: unknown for each in wanted} | artifacts.pinned(request.cluster_file, cluster, wanted),
+            archives={path: Archive(references=(), blob=unknown) for path in desired.archives(cluster, registry)},
+            local_files=local_files.read_present(desired.local_files(cluster, registry)),
+            releases=(),
+            tools={},
+            store=BlobStore.default(),
+            kube=kube if isinstance(kube, Kube) else None,
+            trouble="" if isinstance(kube, Kube) else kube.message,
+            connections=connections,
+            report=report,
+        )
+
+
 def select(cluster: ClusterFile, names: Sequence[str]) -> tuple[NodeSpec, ...]:
     """The nodes of these names, in the file's order; InputError for a name that is not in it."""
     known = [each.name for each in cluster.nodes]
@@ -175,6 +208,17 @@ async def _open(
     stack: AsyncExitStack,
     report: Reporter,
 ) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob], dict[str, Path]]:
+    async with asyncio.TaskGroup() as group:
+        reached = group.create_task(_reach(request, cluster, chosen, stack))
+        wanted = desired.artifacts(cluster, registry)
+        blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
+        tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
+    return *reached.result(), blobs.result(), tools.result()
+
+
+async def _reach(
+    request: Request, cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack
+) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]]]:
     async def reach_api() -> Kube | ApiUnreachable:
         reached = await connect_kube(cluster)
         if isinstance(reached, Kube):
@@ -186,7 +230,4 @@ async def _open(
         nodes = group.create_task(
             connect_nodes(cluster, chosen, stack, accept_new_host_keys=request.accept_new_host_keys)
         )
-        wanted = desired.artifacts(cluster, registry)
-        blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
-        tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
-    return api.result(), nodes.result(), blobs.result(), tools.result()
+    return api.result(), nodes.result()

@@ -1,0 +1,139 @@
+"""`preflight`: every check of every node before anything is changed, and what to do about those that do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kubeworker.core import joined, preflight
+from kubeworker.core.component import Facts
+from kubeworker.core.diff import diff
+from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.observed import Observed
+from kubeworker.core.preflight import Row, Status
+from kubeworker.core.spec import NodeSpec
+from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
+from kubeworker.flow.events import Reporter
+from kubeworker.flow.plan import Look, observe
+from kubeworker.flow.session import Request, Session, open_look
+from kubeworker.io.binary import host_architecture
+from kubeworker.io.fleet import Failed, Ok, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeChecks:
+    """One node's rows, or why there are none."""
+
+    name: str
+    rows: tuple[Row, ...] = ()
+    error: KubeworkerError | None = None
+
+    @property
+    def status(self) -> str:
+        """ok, failed or unreachable."""
+        match self.error:
+            case None:
+                return "failed" if any(row.status == "failed" for row in self.rows) else "ok"
+            case NodeUnreachable():
+                return "unreachable"
+            case _:
+                return "failed"
+
+    def as_json(self) -> dict[str, Any]:
+        """The node as `preflight --json` prints it."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "checks": [row.as_json() for row in self.rows],
+            "error": self.error.as_json() if self.error else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """All nodes' checks."""
+
+    nodes: tuple[NodeChecks, ...]
+
+    def count(self, status: Status) -> int:
+        """How many rows have it."""
+        return sum(row.status == status for node in self.nodes for row in node.rows)
+
+    @property
+    def exit_code(self) -> int:
+        """1: a check failed, or a node gave no answer that can be read; 4: some are unreachable; else 0."""
+        statuses = {node.status for node in self.nodes}
+        return 1 if "failed" in statuses else 4 if "unreachable" in statuses else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The stable machine-readable form."""
+        return {
+            "ok": self.count("ok"),
+            "failed": self.count("failed"),
+            "warnings": self.count("warning"),
+            "nodes": [node.as_json() for node in self.nodes],
+        }
+
+
+async def run(request: Request, report: Reporter) -> Preflight:
+    """Look at every node, compare them with what cluster.yaml asks for and with each other. Changes nothing."""
+    async with open_look(request, report) as session:
+        looked = await observe(session)
+        seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
+        registered = await _registered(session)
+        return Preflight(
+            nodes=tuple(_node(session, node, looked[node.name], seen, registered) for node in session.selected)
+        )
+
+
+async def _registered(session: Session) -> Mapping[str, NodeStatus]:
+    """The cluster's Nodes by name; none where no API answers."""
+    if session.kube is None:
+        return {}
+    try:
+        return {node.name: node for node in await session.kube.nodes(session.request.nodes or None)}
+    except ApiError:
+        return {}
+
+
+def _node(
+    session: Session,
+    node: NodeSpec,
+    looked: Outcome[Look],
+    seen: Mapping[str, Observed],
+    registered: Mapping[str, NodeStatus],
+) -> NodeChecks:
+    match looked:
+        case Failed(error=error):
+            return NodeChecks(name=node.name, error=error)
+        case Ok(value=look):
+            return NodeChecks(name=node.name, rows=_rows(session, node, look, seen, registered))
+
+
+def _rows(
+    session: Session,
+    node: NodeSpec,
+    look: Look,
+    seen: Mapping[str, Observed],
+    registered: Mapping[str, NodeStatus],
+) -> tuple[Row, ...]:
+    observed = look.observed
+    api = registered.get(node.name)
+    facts = Facts(
+        joined=joined.has_joined(node.name, observed, session.ca, datetime.now(UTC)),
+        pod_cidr=api.pod_cidr if api else "",
+        container=observed.container,
+        masquerade="iptables" if observed.masquerade == "iptables" else "nft",
+        resolv_conf=observed.resolv_conf,
+    )
+    state = session.inputs().state(node, facts)
+    return preflight.preflight(
+        state,
+        observed,
+        peers=seen,
+        control_time=look.control_time,
+        plans=diff(state, observed),
+        architecture=host_architecture(),
+    )
