@@ -12,6 +12,7 @@ from rich.text import Text
 from kubeworker.cli.report import STYLES
 from kubeworker.cli.report_plan import count, listed
 from kubeworker.core.preflight import Row, Status
+from kubeworker.core.reach_rows import Matrix
 from kubeworker.flow.preflight import Preflight
 
 _STYLES: dict[Status, str] = {
@@ -53,12 +54,30 @@ def print_checks(screen: Console, found: Preflight) -> None:
         table.add_row(Text(line.row.id), Text(line.row.status, style=style), Text(nodes), told)
     if table.rows:
         screen.print(table)
+    if found.matrix:
+        _print_matrix(screen, found.matrix)
     for node in found.nodes:
         if node.error:
             screen.print(Text(f"{node.name}: {node.status}: {node.error.message}", style="red"), soft_wrap=True)
             if node.error.hint:
                 screen.print(Text(f"  hint: {node.error.hint}", style="dim"), soft_wrap=True)
     screen.print(Text(summary(found), style=STYLES["failed" if found.exit_code else "ok"]), soft_wrap=True)
+
+
+def _print_matrix(screen: Console, matrix: Matrix) -> None:
+    """Who reaches whom: a row for each that asks."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("FROM \\ TO")
+    for name in matrix.names:
+        table.add_column(name, overflow="fold")
+    for name, cells in zip(matrix.names, matrix.cells, strict=True):
+        table.add_row(Text(name, style="bold"), *(Text(cell, style=_CELLS.get(cell, "red")) for cell in cells))
+    screen.print()
+    screen.print(table)
+    screen.print()
+
+
+_CELLS = {"ok": STYLES["ok"], "-": "dim", "?": "yellow"}
 
 
 def summary(found: Preflight) -> str:

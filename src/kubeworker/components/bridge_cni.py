@@ -115,7 +115,7 @@ def _stage(context: Context[Config]) -> Stage:
             PathMtu(
                 packet=context.config.mtu or _MTU,
                 why="pods' packets are routed as they are (cni: bridge)",
-                fix="components.bridge_cni.mtu: the largest size that passes everywhere",
+                setting="components.bridge_cni.mtu",
             ),
         ),
         directories=tuple(Directory(path=path) for path in (_BIN_DIR, "/etc/cni/net.d", "/etc/kubeworker")),

@@ -373,9 +373,9 @@ def _passing(cluster: ClusterFile, config: Config) -> Iterator[Requirement]:
     encryption = given.get("encryption") or {}
     if encryption.get("enabled") and encryption.get("type", "ipsec") == "wireguard":
         yield NodeToNode(protocol="udp", port=_WIREGUARD_PORT, why="pods' traffic, encrypted by WireGuard")
-    fix = "components.cilium.mtu: the largest size that passes everywhere"
+    setting = "components.cilium.mtu"
     if config.routing == "native":
-        yield PathMtu(packet=config.mtu, why="pods' packets are routed as they are (routing: native)", fix=fix)
+        yield PathMtu(packet=config.mtu, why="pods' packets are routed as they are (routing: native)", setting=setting)
         if given.get("autoDirectNodeRoutes", True):
             yield SameSegment(why="each node is the next hop to its own pods' addresses (autoDirectNodeRoutes)")
         return
@@ -383,7 +383,7 @@ def _passing(cluster: ClusterFile, config: Config) -> Iterator[Requirement]:
     yield NodeToNode(protocol="udp", port=tunnel, why="pods' traffic between nodes (vxlan)")
     overhead = 70 if _ipv6(cluster) else 50
     why = f"vxlan: pods' packets and {overhead} bytes of outer headers"
-    yield PathMtu(packet=config.mtu, udp_port=tunnel, why=why, fix=fix)
+    yield PathMtu(packet=config.mtu, udp_port=tunnel, why=why, setting=setting)
 
 
 _CONF_DIR = "/etc/cni/net.d"

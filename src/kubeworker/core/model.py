@@ -392,7 +392,8 @@ class PathMtu:
     udp_port: int = 0
     """Where such packets go to: no other port may be open between the nodes. 0: anything else (ICMP echo is tried)."""
     why: str
-    fix: str
+    setting: str
+    """The field of cluster.yaml that says how large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,10 +14,12 @@ from kubeworker.core.diff import diff
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.observed import Observed
 from kubeworker.core.preflight import Row, Status
+from kubeworker.core.reach_rows import Matrix
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow.events import Reporter
 from kubeworker.flow.plan import Look, observe
+from kubeworker.flow.reachability import reachability_of
 from kubeworker.flow.session import Request, Session, open_look
 from kubeworker.io.binary import host_architecture
 from kubeworker.io.fleet import Failed, Ok, Outcome
@@ -56,6 +59,8 @@ class Preflight:
     """All nodes' checks."""
 
     nodes: tuple[NodeChecks, ...]
+    matrix: Matrix | None = None
+    """Who reaches whom, of a small fleet."""
 
     def count(self, status: Status) -> int:
         """How many rows have it."""
@@ -74,17 +79,26 @@ class Preflight:
             "failed": self.count("failed"),
             "warnings": self.count("warning"),
             "nodes": [node.as_json() for node in self.nodes],
+            "reachability": self.matrix.as_json() if self.matrix else None,
         }
 
 
-async def run(request: Request, report: Reporter) -> Preflight:
-    """Look at every node, compare them with what cluster.yaml asks for and with each other. Changes nothing."""
+async def run(request: Request, report: Reporter, *, api_token: bool = True) -> Preflight:
+    """Look at every node, compare them with what cluster.yaml asks for and with each other, and have them try to reach
+    each other and the API. Changes nothing on them; of `api_token` see `flow/api_reach`.
+    """
     async with open_look(request, report) as session:
         looked = await observe(session)
         seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
-        registered = await _registered(session)
+        async with asyncio.TaskGroup() as group:
+            nodes = group.create_task(_registered(session))
+            reaching = group.create_task(reachability_of(session, seen, api_token=api_token))
+        registered, reached = nodes.result(), reaching.result()
         return Preflight(
-            nodes=tuple(_node(session, node, looked[node.name], seen, registered) for node in session.selected)
+            nodes=tuple(
+                _node(session, node, looked[node.name], seen, registered, reached.rows) for node in session.selected
+            ),
+            matrix=reached.matrix,
         )
 
 
@@ -104,12 +118,14 @@ def _node(
     looked: Outcome[Look],
     seen: Mapping[str, Observed],
     registered: Mapping[str, NodeStatus],
+    reached: Sequence[Row],
 ) -> NodeChecks:
     match looked:
         case Failed(error=error):
             return NodeChecks(name=node.name, error=error)
         case Ok(value=look):
-            return NodeChecks(name=node.name, rows=_rows(session, node, look, seen, registered))
+            rows = _rows(session, node, look, seen, registered)
+            return NodeChecks(name=node.name, rows=(*rows, *(row for row in reached if row.node == node.name)))
 
 
 def _rows(
