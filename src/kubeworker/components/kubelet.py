@@ -429,6 +429,7 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
     document = _config_file(context)
     api = f"https://{url_host(context.node.address)}:{port(context.config)}"
     user = f"system:node:{context.node.name}"
+    rotates = bool(document.get("rotateCertificates"))
     return (
         UnitActive(id="kubelet.unit", unit=UNIT),
         Listening(id="kubelet.listen", port=port(context.config), addresses=(_address(document),)),
@@ -444,8 +445,8 @@ def _checks(context: Context[Config]) -> tuple[Check, ...]:
         FileMode(id="kubelet.cert_mode", path=_CLIENT_CERT, mode=0o600),
         FileMode(id="kubelet.serving_cert_mode", path=_SERVING_CERT, mode=0o600),
         # No days in hand are asked for: kubelet renews both itself, and a cluster may sign for hours only.
-        Certificate(id="kubelet.client_cert", path=_CLIENT_CERT, common_name=user, rotates=True),
-        Certificate(id="kubelet.serving_cert", path=_SERVING_CERT, common_name=user, rotates=True),
+        Certificate(id="kubelet.client_cert", path=_CLIENT_CERT, common_name=user, rotates=rotates),
+        Certificate(id="kubelet.serving_cert", path=_SERVING_CERT, common_name=user, rotates=rotates),
         ServingCertificate(id="kubelet.serving_cert_in_use", port=port(context.config)),
         *(
             ClusterCheck(id=check_id)

@@ -40,6 +40,10 @@ class NodePlan:
     warnings: tuple[str, ...] = ()
     state: NodeState | None = field(default=None, repr=False)
     """The desired state that the stages lead to; None where the node could not be looked at."""
+    observed: Observed | None = field(default=None, repr=False)
+    """What the node showed."""
+    faults: tuple[Row, ...] = ()
+    """Why it is not fit for the stages: then there are none, and `error` names them all."""
     joining: bool = False
     error: KubeworkerError | None = None
 
@@ -260,6 +264,8 @@ def _node_plan(
         ),
         warnings=tuple(row.message for row in rows if row.status == "warning"),
         state=state,
+        observed=observed,
+        faults=tuple(faults),
         joining=joining,
         error=_preflight_failed(node.name, faults) if faults else None,
     )

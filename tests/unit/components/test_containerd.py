@@ -196,5 +196,5 @@ def test_mirrors_of_the_old_kind_are_refused() -> None:
 def test_a_plan_warns_of_credentials_in_the_config_file() -> None:
     spec = with_component("containerd", **registry_config(configs={"a": {"auth": {"username": "x"}}}))
     (said,) = (text for text in desired.warnings(spec, REGISTRY) if "registry.configs" in text)
-    assert said.startswith("containerd 1.5 deprecates and 2.2 removes or switches off")
+    assert said.startswith("containerd 1.5 deprecates and 2.4 removes or switches off")
     assert not [text for text in desired.warnings(cluster(), REGISTRY) if "registry.configs" in text]

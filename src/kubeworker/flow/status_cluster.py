@@ -1,0 +1,202 @@
+"""The cluster's part of `status`: objects that differ and who wrote them, the API servers' list, stuck certificates."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kubeworker.core import apiserver_slices, issuing, manifest
+from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core.csr import Approve, Pending
+from kubeworker.core.drift import Drift, last_writer
+from kubeworker.core.issuing import Halted
+from kubeworker.core.kube_views import Document, NodeStatus
+from kubeworker.core.manifest import FIELD_MANAGER, Ref
+from kubeworker.core.spec import ClusterFile
+from kubeworker.errors import ApiError, CredentialsError
+from kubeworker.flow import csr
+from kubeworker.flow.csr import Listed
+from kubeworker.flow.plan import Plan
+from kubeworker.flow.session import Session
+from kubeworker.io.kube import Kube
+from kubeworker.io.objects import Objects
+
+PATIENCE_SECONDS = 15.0
+"""An approver looks every 2 s, kube-controller-manager at once: a request that has waited this long is stuck."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLook:
+    """What the API says."""
+
+    nodes: Mapping[str, NodeStatus] | None = None
+    """By name; None: it could not be asked, and `trouble` says why."""
+    apiserver: str = ""
+    """Version of the kube-apiserver that was asked."""
+    drifts: tuple[Drift, ...] = ()
+    notes: tuple[str, ...] = ()
+    requests: Mapping[str, tuple[Drift, ...]] = field(default_factory=dict)
+    """By node, certificate requests that get nowhere."""
+    trouble: str = ""
+
+
+async def look(session: Session, plan: Plan) -> ClusterLook:
+    """Ask the API. Changes nothing; where it does not answer, that is what is told."""
+    if session.kube is None:
+        return ClusterLook(trouble=session.trouble)
+    try:
+        return await _asked(session.kube, session, plan)
+    except* (ApiError, CredentialsError) as errors:
+        trouble = str(errors.exceptions[0])
+    return ClusterLook(trouble=trouble)
+
+
+async def _asked(kube: Kube, session: Session, plan: Plan) -> ClusterLook:
+    cluster, names = session.cluster, [node.name for node in session.selected]
+    async with asyncio.TaskGroup() as group:
+        nodes = group.create_task(kube.nodes(session.request.nodes or None))
+        version = group.create_task(kube.version())
+        slices = group.create_task(kube.endpoints("kubernetes"))
+        listed = group.create_task(csr.listing(kube, cluster))
+        objects = group.create_task(_objects(kube, session, plan))
+    compared = apiserver_slices.compare(cluster.cluster.apiservers, slices.result())
+    return ClusterLook(
+        nodes={node.name: node for node in nodes.result()},
+        apiserver=version.result(),
+        drifts=(*objects.result(), *_credentials(plan), *compared.drifts),
+        notes=compared.notes,
+        requests={name: stuck(listed.result(), name) for name in names},
+    )
+
+
+def stuck(listed: Iterable[Listed], node: str) -> tuple[Drift, ...]:
+    """Of the node's newest requests, one for each purpose, those that get nowhere."""
+    mine = {each.request.name: each for each in listed if each.request.node == node}
+    newest = issuing.newest(each.request for each in mine.values())
+    found = (_stuck(mine[request.name]) for request in newest)
+    return tuple(drift for drift in found if drift is not None)
+
+
+def _stuck(listed: Listed) -> Drift | None:
+    request, verdict = listed.request, listed.verdict
+    match verdict:
+        case None:
+            return None
+        case Halted(rule=rule, detail=detail, hint=hint):
+            what, fix = f"{rule}: {detail}", hint
+        case _ if listed.age < PATIENCE_SECONDS:
+            return None
+        case Approve():
+            what = "pending though every rule holds: no approver runs"
+            fix = "kubeworker csr approve; for good: kubeworker csr approve --watch as a service (docs/certificates.md)"
+        case Pending(rule=rule, detail=detail):
+            what, fix = f"pending, {rule}: {detail}", "mend what the rule names: kubeworker csr list"
+    return Drift(
+        kind="request",
+        subject=f"{request.name} ({request.signer})",
+        what=what,
+        who="cluster",
+        since=request.created,
+        fix=fix,
+    )
+
+
+def _credentials(plan: Plan) -> tuple[Drift, ...]:
+    """Certificates that the tool keeps on the control host and would issue anew."""
+    due = (("system:kube-proxy", plan.credential), *plan.chart_certificates)
+    return tuple(
+        Drift(kind="issue-certificate", subject=subject, what=reason, who="input", by="a certificate that is due")
+        for subject, reason in due
+        if reason
+    )
+
+
+async def _objects(kube: Kube, session: Session, plan: Plan) -> tuple[Drift, ...]:
+    todo = (*plan.objects.actions, *plan.charts.actions)
+    if not todo:
+        return ()
+    api = Objects(kube)
+    known = await _known(kube, session, plan)
+    live = await asyncio.gather(*(api.get(manifest.ref(action.document)) for action in todo))
+    return tuple(object_drift(action, found, known) for action, found in zip(todo, live, strict=True))
+
+
+async def _known(kube: Kube, session: Session, plan: Plan) -> frozenset[Ref]:
+    """Objects that were there at the last apply: a chart's by its inventory, the others once a node has joined."""
+    inventories = await asyncio.gather(
+        *(kube.get("ConfigMap", release.chart.record, namespace="kube-system") for release in session.releases)
+    )
+    found = {which for inventory in inventories for which in manifest.recorded(inventory)}
+    if any(node.observed and node.observed.applied and not node.joining for node in plan.nodes):
+        found |= {manifest.ref(action.document) for action in plan.objects.actions if action.verb == "create"}
+    return frozenset(found)
+
+
+def object_drift(action: ObjectAction, live: Document | None, known: frozenset[Ref]) -> Drift:
+    """Who has moved: the last to write what differs, as the API server keeps it."""
+    drift = Drift(kind=action.kind, subject=action.subject, what=action.reason, diff=action.diff)
+    if live is None:
+        if manifest.ref(action.document) in known:
+            return _by(drift, "deleted; the API keeps no record of who did it (the audit log does)", "")
+        return _not_applied(drift)
+    writer = last_writer(live, *_fields(action.document))
+    if writer is None or writer.manager == FIELD_MANAGER:
+        return _not_applied(drift)
+    return _by(drift, writer.manager, writer.when)
+
+
+def _by(drift: Drift, by: str, since: str) -> Drift:
+    return Drift(
+        kind=drift.kind,
+        subject=drift.subject,
+        what=drift.what,
+        who="cluster",
+        by=by,
+        since=since,
+        diff=drift.diff,
+    )
+
+
+def _not_applied(drift: Drift) -> Drift:
+    by = "cluster.yaml or the tool"
+    return Drift(kind=drift.kind, subject=drift.subject, what=drift.what, who="input", by=by, diff=drift.diff)
+
+
+def _fields(document: Document) -> Sequence[tuple[str, ...]]:
+    """What an action is about, as managedFields has it; (): the whole object."""
+    match document["kind"]:
+        case "ClusterRoleBinding":
+            return (("f:subjects",), ("f:roleRef",))
+        case "Node":
+            labels = document["metadata"].get("labels") or {}
+            taints = [("f:spec", "f:taints")] if "spec" in document else []
+            return (*(("f:metadata", "f:labels", f"f:{label}") for label in labels), *taints)
+        case "ConfigMap":
+            return tuple(("f:data", f"f:{key}") for key in document.get("data") or {})
+        case _:
+            return ()
+
+
+def ready_fault(cluster: ClusterFile, name: str, node: NodeStatus | None, *, joining: bool) -> Drift | None:
+    """A Node that is not Ready, or gone, though its machine has joined."""
+    if joining or (node is not None and node.ready):
+        return None
+    if node is None:
+        return Drift(
+            kind="ready",
+            subject=name,
+            what="there is no such Node, though the machine has joined",
+            who="cluster",
+            fix="restart kubelet, which registers anew: systemctl restart kubelet",
+        )
+    if str(cluster.cni) == "none":
+        return None
+    return Drift(
+        kind="ready",
+        subject=name,
+        what=f"not Ready: {node.reason}",
+        who="cluster",
+        since=node.heartbeat,
+        fix="kubeworker verify",
+    )
