@@ -68,9 +68,9 @@ def _print_matrix(screen: Console, matrix: Matrix) -> None:
     """Who reaches whom: a row for each that asks."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("FROM \\ TO")
-    for name in matrix.names:
+    for name in matrix.targets:
         table.add_column(name, overflow="fold")
-    for name, cells in zip(matrix.names, matrix.cells, strict=True):
+    for name, cells in matrix.cells.items():
         table.add_row(Text(name, style="bold"), *(Text(cell, style=_CELLS.get(cell, "red")) for cell in cells))
     screen.print()
     screen.print(table)

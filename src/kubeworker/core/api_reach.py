@@ -55,7 +55,7 @@ ask() {{
   while :; do
     n=$((n + 1))
     said=$(credentials | get "$1" --show-error --config - {certificate} \\
-      --write-out '\\n%{{http_code}} %{{ssl_verify_result}}')
+      --write-out '\\n%{{http_code}} %{{ssl_verify_result}} %{{time_connect}}')
     status=$?
     [ -n "$token" ] && [ $n -lt {tries} ] || break
     case $said in *'
@@ -83,6 +83,8 @@ class Answer:
     http: int
     verify: int
     """OpenSSL's verdict on the certificate chain; 0: good."""
+    connected: bool
+    """By TCP."""
     text: str
     """curl's message."""
     why: str
@@ -98,12 +100,13 @@ def _answer(line: str) -> Answer:
     match line.split("\t"):
         case ["api", apiserver, status, said, why]:
             text, _, codes = base64.b64decode(said).decode(errors="replace").rpartition("\n")
-            http, verify = codes.split()
+            http, verify, connected = codes.split()
             return Answer(
                 apiserver=apiserver,
                 status=int(status),
                 http=int(http),
                 verify=int(verify),
+                connected=float(connected) > 0,
                 text=next((each for each in text.splitlines() if each.startswith("curl:")), ""),
                 why=next(iter(base64.b64decode(why).decode(errors="replace").splitlines()), ""),
             )
@@ -160,6 +163,9 @@ def _reached(answer: Answer) -> tuple[Status, str, str]:
         case 7:
             why = answer.why or answer.text
             return "failed", f"no way there: {why}", "a route from {node} to {names}, and no firewall that rejects"
+        case 28 if answer.connected:
+            text = f"it takes the connection, and then nothing comes for {2 * CONNECT_SECONDS} s (large packets lost?)"
+            return "failed", text, "see path-mtu; else kube-apiserver itself, on {names}"
         case 28:
             text = f"no answer within {CONNECT_SECONDS} s (dropped by a firewall?)"
             return "failed", text, "let {node} connect to {names}"

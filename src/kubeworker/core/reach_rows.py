@@ -6,7 +6,7 @@ reach, or else the node that is not reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,17 +43,14 @@ class Pair:
 class Matrix:
     """Who reaches whom, for a fleet that is small enough to be shown so."""
 
-    names: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    """By asker, then by target: `ok`, what does not pass (`10250 mtu`), `?` where that is unknown, `-` where it was not
-    tried."""
+    targets: tuple[str, ...]
+    cells: Mapping[str, tuple[str, ...]]
+    """By asker, in the order of the targets: `ok`, or what does not pass (`10250 mtu`); `?`: it is unknown; `-`: it was
+    not tried."""
 
     def as_json(self) -> dict[str, dict[str, str]]:
         """By asker, then by target."""
-        return {
-            asker: dict(zip(self.names, cells, strict=True))
-            for asker, cells in zip(self.names, self.cells, strict=True)
-        }
+        return {asker: dict(zip(self.targets, cells, strict=True)) for asker, cells in self.cells.items()}
 
 
 def rows(fleet: Fleet, seen: Evidence) -> tuple[Row, ...]:
@@ -69,15 +66,17 @@ def rows(fleet: Fleet, seen: Evidence) -> tuple[Row, ...]:
 
 def matrix(fleet: Fleet, seen: Evidence) -> Matrix | None:
     """The same at a glance; None where there are too many nodes, or none to try."""
-    names = tuple(member.name for member in fleet.members)
-    if not 1 < len(names) <= LARGEST_MATRIX:
+    targets = tuple(member.name for member in fleet.members)
+    if not 1 < len(targets) <= LARGEST_MATRIX:
         return None
     pairs = judge(fleet, seen)
-    cells = tuple(
-        tuple(_cell([pair for pair in pairs if (pair.asker, pair.target) == (asker, target)]) for target in names)
-        for asker in names
-    )
-    return Matrix(names=names, cells=cells)
+    cells = {
+        asker: tuple(
+            _cell([pair for pair in pairs if (pair.asker, pair.target) == (asker, target)]) for target in targets
+        )
+        for asker in _askers(fleet)
+    }
+    return Matrix(targets=targets, cells=cells)
 
 
 def _cell(pairs: Sequence[Pair]) -> str:
@@ -112,19 +111,21 @@ def judge(fleet: Fleet, seen: Evidence) -> tuple[Pair, ...]:
 def _port(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> Pair:
     name = f"{need.protocol.upper()} {need.port}"
     status, what, blame = (_tcp if need.protocol == "tcp" else _udp)(need, asker, target, seen)
+    both = f"--node {asker.name} --node {target.name}, so that something listens" if what == _SILENT else ""
     return Pair(
         check=f"reach-{need.protocol}-{need.port}",
         asker=asker.name,
         target=target.name,
         status=status,
         what=what,
-        fix_asker=f"on {asker.name}: let it send to {name} of the other nodes ({need.why})",
+        fix_asker=both or f"on {asker.name}: let it send to {name} of the other nodes ({need.why})",
         fix_target=f"on {target.name}: let {name} in from the other nodes ({need.why})",
         label=str(need.port),
         blame=blame,
     )
 
 
+_SILENT = "refused: nothing listens there yet, and it is not in this run"
 _Judged = tuple[Status, str, Literal["asker", "either"]]
 
 
@@ -135,7 +136,7 @@ def _tcp(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> _Ju
         case Connected(outcome="ours" | "open"):
             return "ok", "", "either"
         case Connected(outcome="refused") if not target.probed:
-            return "unknown", "refused: nothing listens there, which this run can't change", "either"
+            return "unknown", _SILENT, "either"
         case answer:
             what, blame = _trouble(answer)
             return ("failed" if target.probed else "warning"), what, blame
@@ -244,8 +245,8 @@ def _segment(asker: Member, target: Member, seen: Evidence) -> Iterator[Pair]:
 
 
 def _check(check: str, pairs: Sequence[Pair], fleet: Fleet) -> Iterator[Row]:
-    inside = {member.name for member in fleet.members[: len(fleet.targets)] if fleet.targets[member.number]}
-    blamed: dict[str, list[tuple[str, Pair, str]]] = {}
+    inside = _askers(fleet)
+    blamed: dict[str, list[tuple[str, Status, str]]] = {}
     good_targets = {pair.target for pair in pairs if pair.status == "ok"}
     for what in dict.fromkeys(pair.what for pair in pairs if pair.status != "ok"):
         same = [pair for pair in pairs if pair.what == what and pair.status != "ok"]
@@ -254,26 +255,39 @@ def _check(check: str, pairs: Sequence[Pair], fleet: Fleet) -> Iterator[Row]:
             own = [pair for pair in same if pair.asker == asker]
             if _asker_is_to_blame(own, pairs, good_targets, inside):
                 text = f"{asker} -> {_all(own, pairs)}: {what}"
-                blamed.setdefault(asker, []).append((text, own[0], own[0].fix_asker))
+                blamed.setdefault(asker, []).append((text, _severity(own, pairs), own[0].fix_asker))
             else:
                 for pair in own:
                     left.setdefault(pair.target, []).append(pair)
         for target, theirs in left.items():
             text = f"{', '.join(pair.asker for pair in theirs)} -> {target}: {what}"
-            blamed.setdefault(target, []).append((text, theirs[0], theirs[0].fix_target))
+            blamed.setdefault(target, []).append((text, theirs[0].status, theirs[0].fix_target))
     for name in inside:
-        for text, pair, fix in blamed.get(name, ()):
-            yield Row(node=name, id=check, status=pair.status, message=text, fix=fix)
+        for text, status, fix in blamed.get(name, ()):
+            yield Row(node=name, id=check, status=status, message=text, fix=fix)
         if name not in blamed and (own := _own(name, pairs)):
             yield Row(node=name, id=check, status=_status(own), message=_summary(name, own, fleet), fix="")
 
 
-def _asker_is_to_blame(own: Sequence[Pair], pairs: Sequence[Pair], good_targets: set[str], inside: set[str]) -> bool:
+def _askers(fleet: Fleet) -> tuple[str, ...]:
+    """The nodes of this run."""
+    return tuple(member.name for member in fleet.members if fleet.targets[member.number])
+
+
+def _asker_is_to_blame(
+    own: Sequence[Pair], pairs: Sequence[Pair], good_targets: set[str], inside: Sequence[str]
+) -> bool:
     """It says so; or the target is not in this run; or it reaches none of several, and others do reach some of them."""
     if own[0].blame == "asker" or own[0].target not in inside:
         return True
     all_of_its = [pair for pair in pairs if pair.asker == own[0].asker]
     return len(own) == len(all_of_its) > 1 and any(pair.target in good_targets for pair in own)
+
+
+def _severity(own: Sequence[Pair], pairs: Sequence[Pair]) -> Status:
+    """Nodes outside this run may be down, each of them; not all at once."""
+    everywhere = len(own) > 1 and len(own) == sum(pair.asker == own[0].asker for pair in pairs)
+    return "failed" if everywhere and own[0].status == "warning" and own[0].check != "path-mtu" else own[0].status
 
 
 def _all(own: Sequence[Pair], pairs: Sequence[Pair]) -> str:
