@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from tests.lab.operate import Operator, kubectl, sh, until
 
 from kubeworker.lab import LabState
@@ -18,6 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 NODE = "k8s-02"
 ONLY = ("--node", NODE)
 DROPIN = "/etc/systemd/system/kube-proxy.service.d/10-mine.conf"
+CSR = "status-test"
 CERT_DIR = "/etc/kubernetes/cert"
 MOMENT = r"20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
 
@@ -36,7 +43,32 @@ def healed(operator: Operator) -> Iterator[LabState]:
     """Whatever a test leaves: its own files go, and apply does the rest."""
     yield operator.lab
     sh(operator.lab, NODE, f"rm -rf {DROPIN} /etc/kubernetes/old-key.pem /var/lib/kubeworker/work.dead")
+    kubectl(operator.lab, "delete", "--ignore-not-found", "csr", CSR)
+    kubectl(operator.lab, "delete", "--ignore-not-found", "clusterrolebinding", "kubelet-bootstrap")
     operator.apply(*ONLY)
+
+
+def ask_for_another_address(lab: LabState) -> None:
+    """A request for the node's serving certificate that no approver lets through: the address is another node's."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "system:nodes")]
+    name += [x509.NameAttribute(NameOID.COMMON_NAME, f"system:node:{NODE}")]
+    address = x509.IPAddress(ipaddress.ip_address(lab.machine("k8s-01").address))
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(name))
+    request = request.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    pem = request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    document = {
+        "apiVersion": "certificates.k8s.io/v1",
+        "kind": "CertificateSigningRequest",
+        "metadata": {"name": CSR},
+        "spec": {
+            "request": base64.b64encode(pem).decode(),
+            "signerName": "kubernetes.io/kubelet-serving",
+            "usages": ["digital signature", "server auth"],
+        },
+    }
+    who = (f"--as=system:node:{NODE}", "--as-group=system:nodes", "--as-group=system:authenticated")
+    kubectl(lab, "create", "-f", "-", *who, stdin=json.dumps(document))
 
 
 def look(operator: Operator) -> tuple[int, dict[str, Any]]:
@@ -55,8 +87,7 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
     lab = healed
     assert look(operator)[0] == 0, operator.run("status", *ONLY).stdout
 
-    # kubelet asks for a new serving certificate, and nobody is there to approve it.
-    sh(lab, NODE, f"rm {CERT_DIR}/kubelet-server-*; systemctl restart kubelet")
+    ask_for_another_address(lab)
     client = sh(lab, NODE, f"readlink -f {CERT_DIR}/kubelet-client-current.pem")
     sh(
         lab,
@@ -74,8 +105,8 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
         mkdir /var/lib/kubeworker/work.dead
         """,
     )
-    nobody = [{"op": "replace", "path": "/subjects", "value": []}]
-    kubectl(lab, "patch", "clusterrolebinding", "kubelet-bootstrap", "--type=json", "-p", json.dumps(nobody))
+    others = [{"kind": "Group", "name": "others", "apiGroup": "rbac.authorization.k8s.io"}]
+    kubectl(lab, "patch", "clusterrolebinding", "kubelet-bootstrap", "-p", json.dumps({"subjects": others}))
     kubectl(lab, "delete", "clusterrolebinding", "kube-apiserver:kubelet-apis")
     lab.ca_key.chmod(0o644)
 
@@ -123,17 +154,18 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
     assert (patched["who"], patched["by"]) == ("cluster", "kubectl-patch")
     assert re.fullmatch(MOMENT, patched["since"])
     deleted = found["create-object", "ClusterRoleBinding kube-apiserver:kubelet-apis"]
-    assert deleted["who"] == "cluster"
-    assert deleted["by"].startswith("deleted")
+    assert (deleted["who"], deleted["by"]) == ("cluster", "")
+    assert deleted["what"].startswith("deleted; the API keeps no record")
     listed = found["apiservers", f"{lab.machine('worker-01').address}:6443"]
     assert listed["what"].startswith("is in cluster.apiservers, and not among the EndpointSlices")
 
     request = _request(document)
     assert request is not None
-    assert request["what"] == "pending though every rule holds: no approver runs"
+    assert request["what"].startswith("pending, serving.")
     (node,) = document["nodes"]
-    assert node["certificates"]["kubelet.serving_cert"] is None
-    assert node["expiry"]["kubelet.client_cert"]["rotation"] == "works"
+    rotations = {name: each["rotation"] for name, each in node["expiry"].items()}
+    assert rotations["kubelet.serving_cert"] == "stuck"
+    assert rotations["kubelet.client_cert"] == "works"
     assert any(note.startswith("a run died on this node") for note in node["notes"])
     # Restarts that follow from what is named are no differences of their own.
     assert not {kind for kind, _ in found} & {"restart", "reload", "daemon-reload"}
@@ -141,6 +173,7 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
     assert "by kubectl-patch" in for_people.stdout
     _no_secret(lab, for_people.stdout + json.dumps(document))
 
+    kubectl(lab, "delete", "csr", CSR)
     sh(lab, NODE, found["secret", "/etc/kubernetes/old-key.pem"]["fix"])
     operator.apply(*ONLY)
     assert sh(lab, NODE, f"stat -c %a {client} /etc/kubernetes/kubelet.kubeconfig") == "600\n600"

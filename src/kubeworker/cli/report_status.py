@@ -116,7 +116,7 @@ def whose(drift: Drift) -> str:
         case "cluster" if drift.by:
             return f"changed in the cluster{at} by {drift.by}"
         case "cluster":
-            return f"in the cluster, since {drift.since}" if drift.since else "in the cluster"
+            return f"in the cluster{at and f', since {drift.since}'}"
         case "unknown":
             return (
                 f"whose change it is can't be told: the node has no record of what was applied{at and f' ({at[1:]})'}"

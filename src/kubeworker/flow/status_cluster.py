@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from kubeworker.core import apiserver_slices, issuing, manifest
+from kubeworker.core import apiserver_slices, cluster_objects, issuing, manifest
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.csr import Approve, Pending
 from kubeworker.core.drift import Drift, last_writer
@@ -122,57 +122,75 @@ async def _objects(kube: Kube, session: Session, plan: Plan) -> tuple[Drift, ...
     return tuple(object_drift(action, found, known) for action, found in zip(todo, live, strict=True))
 
 
-async def _known(kube: Kube, session: Session, plan: Plan) -> frozenset[Ref]:
-    """Objects that were there at the last apply: a chart's by its inventory, the others once a node has joined."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What this tool has put into the cluster before, by its own records there."""
+
+    objects: frozenset[Ref] = frozenset()
+    labels: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By node, the keys of the labels that it has set."""
+
+
+async def _known(kube: Kube, session: Session, plan: Plan) -> Known:
+    """Objects that were there at the last apply: a chart's by its inventory, the bindings once a node has joined."""
     inventories = await asyncio.gather(
         *(kube.get("ConfigMap", release.chart.record, namespace="kube-system") for release in session.releases)
     )
     found = {which for inventory in inventories for which in manifest.recorded(inventory)}
     if any(node.observed and node.observed.applied and not node.joining for node in plan.nodes):
-        found |= {manifest.ref(action.document) for action in plan.objects.actions if action.verb == "create"}
-    return frozenset(found)
+        bindings = (action.document for action in plan.objects.actions if action.document["kind"] != "Secret")
+        found |= {manifest.ref(document) for document in bindings}
+    owned = cluster_objects.owned_record(await kube.owned_record())
+    return Known(objects=frozenset(found), labels={name: cluster_objects.labels(text) for name, text in owned.items()})
 
 
-def object_drift(action: ObjectAction, live: Document | None, known: frozenset[Ref]) -> Drift:
-    """Who has moved: the last to write what differs, as the API server keeps it."""
+_NO_TRACE = "the API keeps no record of who did it (the audit log does)"
+
+
+def object_drift(action: ObjectAction, live: Document | None, known: Known) -> Drift:
+    """Who has moved: the last to write what differs, as the API server keeps it (metadata.managedFields)."""
     drift = Drift(kind=action.kind, subject=action.subject, what=action.reason, diff=action.diff)
+    document = action.document
     if live is None:
-        if manifest.ref(action.document) in known:
-            return _by(drift, "deleted; the API keeps no record of who did it (the audit log does)", "")
-        return _not_applied(drift)
-    writer = last_writer(live, *_fields(action.document))
-    if writer is None or writer.manager == FIELD_MANAGER:
-        return _not_applied(drift)
-    return _by(drift, writer.manager, writer.when)
+        gone = manifest.ref(document) in known.objects
+        return replace(drift, who="cluster", what=f"deleted; {_NO_TRACE}") if gone else _not_applied(drift)
+    fields = _fields(action)
+    writer = last_writer(live, *fields)
+    if writer is not None and writer.manager != FIELD_MANAGER:
+        return replace(drift, who="cluster", by=writer.manager, since=writer.when)
+    # A field that somebody has removed is nobody's any more.
+    if writer is None and fields and _was_ours(document, known):
+        return replace(drift, who="cluster", what=f"{drift.what}: removed; {_NO_TRACE}")
+    return _not_applied(drift)
 
 
-def _by(drift: Drift, by: str, since: str) -> Drift:
-    return Drift(
-        kind=drift.kind,
-        subject=drift.subject,
-        what=drift.what,
-        who="cluster",
-        by=by,
-        since=since,
-        diff=drift.diff,
-    )
+def _was_ours(document: Document, known: Known) -> bool:
+    metadata = document["metadata"]
+    match document["kind"]:
+        case "Node":
+            labels = {key for key, value in (metadata.get("labels") or {}).items() if value is not None}
+            return bool(labels) and labels <= known.labels.get(metadata["name"], frozenset())
+        case "ClusterRoleBinding":
+            return True
+        case _:
+            return False
 
 
 def _not_applied(drift: Drift) -> Drift:
-    by = "cluster.yaml or the tool"
-    return Drift(kind=drift.kind, subject=drift.subject, what=drift.what, who="input", by=by, diff=drift.diff)
+    return replace(drift, who="input", by="cluster.yaml or the tool")
 
 
-def _fields(document: Document) -> Sequence[tuple[str, ...]]:
+def _fields(action: ObjectAction) -> Sequence[tuple[str, ...]]:
     """What an action is about, as managedFields has it; (): the whole object."""
+    document = action.document
     match document["kind"]:
         case "ClusterRoleBinding":
-            return (("f:subjects",), ("f:roleRef",))
+            return (("f:roleRef",) if action.verb == "recreate" else ("f:subjects",),)
         case "Node":
             labels = document["metadata"].get("labels") or {}
             taints = [("f:spec", "f:taints")] if "spec" in document else []
             return (*(("f:metadata", "f:labels", f"f:{label}") for label in labels), *taints)
-        case "ConfigMap":
+        case "ConfigMap" if action.verb == "patch":
             return tuple(("f:data", f"f:{key}") for key in document.get("data") or {})
         case _:
             return ()
