@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.contract.control_plane import (
     SIGNS_CLIENTS,
     ControlPlane,
     Processes,
+    free_port,
     start_apiserver,
     start_control_plane,
     write_kubeconfig,
@@ -336,6 +338,16 @@ def watching(file: Path, *flags: str) -> Iterator[Watcher]:
         assert process.wait(timeout=10) == 0, "being stopped is no failure"
 
 
+def health_status(port: int, path: str, *, method: str = "GET") -> int | None:
+    """What the watch's health port answers; None where it does not within 2 s."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
+        try:
+            connection.request(method, path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
+
+
 async def ask(plane: ControlPlane, node: NodeSpec, **over: Any) -> str:
     async with await as_node(plane, node.name) as kubelet:
         made = await kubelet.create(serving_request(node.name, node.address, **over))
@@ -369,13 +381,17 @@ async def test_the_watch_outlives_an_api_outage_revoked_credentials_and_an_edit_
     try:
         for node in (W1, W2):
             await kube.create(node_document(node.name, node.address))
-        with watching(file) as watcher:
+        health = free_port()
+        with watching(file, f"--health-port={health}") as watcher:
             first = await ask(control_plane, W1)
             watcher.until(lambda: first in watcher.approved(), "approved while all is well")
 
             server.kill()
             server.wait()
             watcher.until(lambda: watcher.says("warning", "no kube-apiserver answers"), "the outage is told")
+            # A kubelet sees that it does not work now, and has no reason to end it.
+            watcher.until(lambda: health_status(health, "/readyz") == 503, "it is not ready")
+            assert health_status(health, "/healthz") == 200
             second = await ask(control_plane, W1)
             port = int(endpoint.rpartition(":")[2])
             start_apiserver(binaries, control_plane.directory, processes, control_plane.etcd_url, port=port)

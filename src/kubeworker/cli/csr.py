@@ -45,6 +45,7 @@ async def approve(
     watch: Flag = False,
     serving_only: Flag = False,
     compare: Compare = True,
+    health_port: int | None = None,
     json: Json = False,
     json_events: JsonEvents = False,
 ) -> int:
@@ -60,6 +61,8 @@ async def approve(
             read again when it changes.
         serving_only: Leave requests of bootstrap tokens alone, and read no token: `apply` looks at them itself.
         compare: Connect to the kubelets of approved requests (port 10250), straight from here.
+        health_port: With --watch: answer HTTP on this port, /healthz with 200 while it goes round, /readyz with 200
+            while the API answers too, else with 503. A systemd service (Type=notify, WatchdogSec=) needs none.
         json: Print what was approved and what stays pending as one JSON document.
         json_events: Print progress as JSON lines on standard error.
     """
@@ -68,16 +71,22 @@ async def approve(
     from kubeworker.cli.report_csr import print_requests
     from kubeworker.cli.spec import load_cluster
     from kubeworker.errors import InputError
-    from kubeworker.flow import csr, csr_shown, csr_watch
+    from kubeworker.flow import csr, csr_alive, csr_shown, csr_watch
 
     kinds = csr.SERVING_ONLY if serving_only else csr.BOTH
     if watch and json:
         hint = "use --json-events: one line for each decision"
         raise InputError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
+    if health_port is not None and not watch:
+        raise InputError(
+            "there is nothing to ask of a command that ends", subject="csr approve --health-port", hint="add --watch"
+        )
     with reporting(json_events=json_events) as report:
         if watch:
             try:
-                await csr_watch.watch(file, report, kinds=kinds, compare=compare)
+                async with csr_alive.shown(health_port) as alive:
+                    heard = alive.heard(report)
+                    await csr_watch.watch(file, heard, kinds=kinds, compare=compare, turned=alive.turned)
             except asyncio.CancelledError:
                 return 0  # SIGTERM or Ctrl-C: there is no other way to end it
         cluster = load_cluster(file)

@@ -78,6 +78,25 @@ def prepare(
 
 
 @app.command
+def image(out: Path, /, *, json_events: JsonEvents = False) -> None:
+    """Write an OCI archive with kubeworker in it, for `csr service --kind deployment`: no registry is needed.
+
+    It is `registry.example.com/kubeworker:lab`, of Debian's Python and the libraries of this installation; it needs
+    apt. Elsewhere, and for other names, there is packaging/Containerfile.
+
+    Args:
+        out: The archive's path: for components.containerd.preload_images, or `ctr -n k8s.io images import`.
+        json_events: Print progress as JSON lines on standard error.
+    """
+    from kubeworker.cli.report import reporting
+    from kubeworker.lab import approver_image, host
+
+    host.require_root()
+    with reporting(json_events=json_events) as report:
+        approver_image.write(out, report)
+
+
+@app.command
 def down(
     *,
     name: Name = DEFAULT,

@@ -12,6 +12,7 @@ from kubeworker.core.cluster_objects import RBAC
 from kubeworker.core.csr import KEYS_RECORD, SERVING_SIGNER
 from kubeworker.core.formats import unit, yaml
 from kubeworker.core.issuing import LEADER
+from kubeworker.core.pulse import STUCK_SECONDS
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
 NAMESPACE = "kube-system"
@@ -20,6 +21,12 @@ NAME = "kubeworker-csr-approver"
 FOLDER = "/etc/kubeworker"
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 """Where kubelet mounts the ServiceAccount's token and the cluster's CA certificate."""
+
+HEALTH_PORT = 10283
+"""Of the pod's own address, for its kubelet's probes: yes or no, nothing else."""
+TOKEN_SECONDS = 3600
+"""Of the ServiceAccount's token; kubelet fetches a new one at 80 %. One that is mounted without an own volume lasts a
+year (kube-apiserver's --service-account-extend-token-expiration)."""
 
 _APPROVE = ("csr", "approve", "--watch", "--serving-only")
 
@@ -36,6 +43,9 @@ def systemd_unit(*, program: str, cluster_file: str, user: str) -> str:
                 "StartLimitIntervalSec": "0",
             },
             "Service": {
+                # Ready at the first answer of the API; one that does not go round any more is started anew.
+                "Type": "notify",
+                "WatchdogSec": f"{STUCK_SECONDS:.0f}",
                 "User": user,
                 "ExecStart": unit.Command(arguments=(program, *_APPROVE, "-f", cluster_file)),
                 "Restart": "always",
@@ -77,7 +87,12 @@ def objects(cluster: ClusterFile, *, image: str) -> tuple[dict[str, Any], ...]:
     """ServiceAccount, rights, inventory and Deployment. `image` has `kubeworker` on its PATH."""
     metadata = {"name": NAME, "namespace": NAMESPACE, "labels": {"app.kubernetes.io/name": NAME}}
     return (
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": metadata,
+            "automountServiceAccountToken": False,
+        },
         *_rights(),
         # It exists beforehand: the right to make ConfigMaps can't be held to a name.
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": KEYS_RECORD, "namespace": NAMESPACE}},
@@ -176,18 +191,25 @@ def _kubeconfig(apiserver: str) -> dict[str, Any]:
 
 
 def _deployment(metadata: dict[str, Any], image: str) -> dict[str, Any]:
+    health = ("--health-port", str(HEALTH_PORT))
     container = {
         "name": "approver",
         "image": image,
-        "command": ["kubeworker", *_APPROVE, "--json-events", "-f", f"{FOLDER}/cluster.yaml"],
-        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "command": ["kubeworker", *_APPROVE, *health, "--json-events", "-f", f"{FOLDER}/cluster.yaml"],
+        "ports": [{"name": "health", "containerPort": HEALTH_PORT}],
+        "livenessProbe": _probe("/healthz", seconds=20) | {"terminationGracePeriodSeconds": 5},
+        "readinessProbe": _probe("/readyz", seconds=10),
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
         # Not by subPath: such a file would never follow a change of the ConfigMap.
-        "volumeMounts": [{"name": "inventory", "mountPath": FOLDER, "readOnly": True}],
+        "volumeMounts": [
+            {"name": "inventory", "mountPath": FOLDER, "readOnly": True},
+            {"name": "account", "mountPath": ACCOUNT, "readOnly": True},
+        ],
     }
     return {
         "apiVersion": "apps/v1",
@@ -200,14 +222,36 @@ def _deployment(metadata: dict[str, Any], image: str) -> dict[str, Any]:
                 "metadata": {"labels": metadata["labels"]},
                 "spec": {
                     "serviceAccountName": NAME,
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "terminationGracePeriodSeconds": 10,
                     "securityContext": {
                         "runAsNonRoot": True,
                         "runAsUser": 65532,
+                        "runAsGroup": 65532,
                         "seccompProfile": {"type": "RuntimeDefault"},
                     },
                     "containers": [container],
-                    "volumes": [{"name": "inventory", "configMap": {"name": NAME}}],
+                    "volumes": [{"name": "inventory", "configMap": {"name": NAME}}, _account()],
                 },
             },
+        },
+    }
+
+
+def _probe(path: str, *, seconds: int) -> dict[str, Any]:
+    """Three failures in a row count. A busy node may be slow to answer."""
+    return {"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds, "timeoutSeconds": 5}
+
+
+def _account() -> dict[str, Any]:
+    """Token and CA certificate of the ServiceAccount; kubelet makes the token's file 0600 of the pod's user."""
+    return {
+        "name": "account",
+        "projected": {
+            "sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_SECONDS}},
+                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            ]
         },
     }

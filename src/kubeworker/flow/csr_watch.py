@@ -14,7 +14,7 @@ from kubeworker.components import discover
 from kubeworker.core import csr
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, CredentialsError, InputError
-from kubeworker.flow import csr_shown
+from kubeworker.flow import csr_alive, csr_shown
 from kubeworker.flow.csr import BOTH, Desk, Kinds, connect
 from kubeworker.flow.csr_shown import Comparison
 from kubeworker.flow.events import Note, Reporter, Warning_
@@ -25,10 +25,17 @@ WATCH_SECONDS = 2.0
 """Between two looks."""
 
 
-async def watch(path: Path, report: Reporter, *, kinds: Kinds = BOTH, compare: bool = True) -> None:
+async def watch(
+    path: Path,
+    report: Reporter,
+    *,
+    kinds: Kinds = BOTH,
+    compare: bool = True,
+    turned: csr_alive.Turned = csr_alive.nobody,
+) -> None:
     """Approve what holds every rule as it comes, until cancelled; a broken rule is reported once.
 
-    `compare`: look at what the nodes show after each approval.
+    `compare`: look at what the nodes show after each approval. `turned` is called after each look.
 
     Raises only at the start: InputError (cluster.yaml, kubeconfig) and ApiUnreachable. Later on the former cluster.yaml
     stays in force while a new one can't be read, and the API is tried again and again.
@@ -44,6 +51,7 @@ async def watch(path: Path, report: Reporter, *, kinds: Kinds = BOTH, compare: b
     try:
         while True:
             seen = await desk.round()
+            turned(seen is not None)
             await asyncio.sleep(WATCH_SECONDS)
             changed = _changed(source, report)
             cluster = changed or cluster

@@ -39,6 +39,8 @@ class Image:
     command: tuple[str, ...] = ()
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     """$PATH of its processes."""
+    user: str = ""
+    """Whom its processes run as; empty: root."""
 
 
 def write(out: BinaryIO, image: Image, fill: Callable[[tarfile.TarFile], None], *, level: int = 0) -> None:
@@ -60,11 +62,12 @@ def write(out: BinaryIO, image: Image, fill: Callable[[tarfile.TarFile], None], 
     out.seek(start)
     out.write(_header(f"blobs/sha256/{stored.digest}", stored.size))
     out.seek(end)
+    process = {"Entrypoint": image.entrypoint, "Cmd": image.command, "Env": [f"PATH={image.path}"]}
     config = _json(
         {
             "architecture": image.architecture,
             "os": "linux",
-            "config": {"Entrypoint": image.entrypoint, "Cmd": image.command, "Env": [f"PATH={image.path}"]},
+            "config": process | ({"User": image.user} if image.user else {}),
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{plain}"]},
             "history": [{"created_by": "kubeworker lab"}],
         }

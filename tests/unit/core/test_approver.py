@@ -66,8 +66,27 @@ def test_the_pod_may_nothing_that_the_approver_does_not_need() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert "subPath" not in container["volumeMounts"][0]
+    assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+    assert not [each for each in container["volumeMounts"] if "subPath" in each or not each["readOnly"]]
     assert "--serving-only" in container["command"]
+
+
+def test_the_pods_token_lasts_an_hour_and_no_other_one_is_mounted() -> None:
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]
+    assert not pod["automountServiceAccountToken"]
+    assert not of_kind("ServiceAccount")["automountServiceAccountToken"]
+    sources = [source for each in pod["volumes"] for source in each.get("projected", {}).get("sources", ())]
+    (token,) = [each["serviceAccountToken"] for each in sources if "serviceAccountToken" in each]
+    # 3607 would be taken for kubelet's own mount, and be made a year (WarnOnlyBoundTokenExpirationSeconds).
+    assert token == {"path": "token", "expirationSeconds": 3600}
+
+
+def test_a_pod_that_does_not_go_round_any_more_is_started_anew_and_one_without_an_api_is_not() -> None:
+    (container,) = of_kind("Deployment")["spec"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    assert f"--health-port {port['containerPort']}" in " ".join(container["command"])
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": port["name"]}
 
 
 def test_only_the_signer_of_serving_certificates_may_be_approved_for() -> None:
@@ -81,3 +100,8 @@ def test_a_path_with_a_space_or_a_percent_sign_reaches_the_command_as_it_is() ->
         'ExecStart=/opt/kw/bin/kubeworker csr approve --watch --serving-only -f "/srv/my 100%%/cluster.yaml"\n' in text
     )
     assert "User=kw\n" in text
+
+
+def test_systemd_ends_a_unit_that_does_not_go_round_any_more() -> None:
+    text = approver.systemd_unit(program="/opt/kw/bin/kubeworker", cluster_file="/srv/cluster.yaml", user="kw")
+    assert "Type=notify\nWatchdogSec=300\n" in text
