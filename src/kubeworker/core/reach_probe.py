@@ -54,12 +54,22 @@ class Listen:
 # What it is told
 
 
-def script(*, nonce: str, number: int, address: str, listen: Sequence[Listen], via: Iterable[str] = ()) -> str:
+def script(
+    *,
+    nonce: str,
+    number: int,
+    address: str,
+    listen: Sequence[Listen],
+    via: Iterable[str] = (),
+    seconds: int = SECONDS,
+    limit: int = LIMIT,
+) -> str:
     """POSIX sh that becomes the probe of node `number`, on its `address`. Orders come by standard input.
 
-    `via`: addresses of which it also tells through which router, if any, they are reached.
+    `via`: addresses of which it also tells through which router, if any, they are reached. It ends by itself when it is
+    told nothing for `seconds`, and gives a TCP connection `limit` seconds.
     """
-    arguments = (nonce, str(number), address, str(SECONDS), str(LIMIT), str(AT_ONCE), str(PASSES))
+    arguments = (nonce, str(number), address, str(seconds), str(limit), str(AT_ONCE), str(PASSES))
     return _SCRIPT.format(
         address=shlex.quote(address),
         routes=" ".join(shlex.quote(each) for each in via) or "''",

@@ -59,7 +59,9 @@ def rows(fleet: Fleet, seen: Evidence) -> tuple[Row, ...]:
     found = [_row_without_probe(member.name, seen.ended[member.number]) for member in _without_probe(fleet, seen)]
     for check in dict.fromkeys(pair.check for pair in pairs):
         found += _check(check, [pair for pair in pairs if pair.check == check], fleet)
-    found += _watching(fleet, seen)
+    odd = tuple(_watching(fleet, seen))
+    found = [row for row in found if row.status != "ok" or (row.node, row.id) not in {(o.node, o.id) for o in odd}]
+    found += odd
     order = {member.name: member.number for member in fleet.members}
     return tuple(sorted(found, key=lambda row: order[row.node]))
 
