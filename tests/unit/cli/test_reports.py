@@ -9,15 +9,17 @@ from rich.console import Console
 
 from kubeworker.cli.report_apply import ApplyDocument, NodeResult, print_result
 from kubeworker.cli.report_csr import print_requests
-from kubeworker.cli.report_status import print_status
+from kubeworker.cli.report_status import print_status, whose
 from kubeworker.cli.report_token import print_revoked, print_tokens
 from kubeworker.cli.report_verify import print_verdicts
 from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
 from kubeworker.core.csr import SERVING_SIGNER, CsrView, Pending
+from kubeworker.core.drift import Drift
 from kubeworker.core.expiry import Expiry, State
 from kubeworker.core.issuing import Halted
+from kubeworker.core.outlook import Prospect
 from kubeworker.core.token_listing import TokenView
-from kubeworker.errors import NodeUnreachable
+from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.flow.csr import Listed
 from kubeworker.flow.status import FleetStatus, NodeLine
 from kubeworker.flow.tokens import Listed as TokenListed
@@ -112,26 +114,119 @@ def test_status_tells_of_the_certificate_that_is_worst_off_first(worst: Expiry, 
         "ends": worst.ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "rotates": True,
         "state": worst.state,
+        "days": worst.days,
+        "rotation": "late",
     }
 
 
 def test_status_names_what_is_wrong() -> None:
     error = NodeUnreachable("connection refused", subject="b", hint="is sshd running?")
     text = status(
-        NodeLine(name="a", ready="NotReady", units={"kubelet.service": "failed"}, certificates={"x": None}, drift=3),
+        NodeLine(name="a", ready="NotReady", units={"kubelet.service": "failed"}, certificates={"x": None}, drift=0),
         NodeLine(name="b", error=error),
-        ca=lasting(3, "soon"),
         trouble="no kube-apiserver answers (https://10.1.0.1:6443: connection refused)",
     )
     for expected in (
         "kubelet failed",
         "missing: x",
-        "3 changes",
-        "b: connection refused\n  hint: is sshd running?",
+        "b\n  connection refused\n  hint: is sshd running?",
         "no kube-apiserver answers",
-        "CA: 3 days left",
     ):
         assert expected in text
+
+
+EDITED = Drift(
+    kind="file",
+    subject="/etc/crictl.yaml",
+    what="content differs",
+    who="node",
+    since="2026-11-25T07:00:00Z",
+    diff="--- a\n+++ b\n-mine",
+    fix="kubeworker apply",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "changed on the node at 2026-11-25T07:00:00Z"),
+        ({"since": ""}, "changed on the node"),
+        ({"who": "input", "by": "cluster.yaml"}, "not applied yet: cluster.yaml"),
+        (
+            {"who": "both", "by": "cluster.yaml"},
+            "changed on the node at 2026-11-25T07:00:00Z; and not applied yet: cluster.yaml",
+        ),
+        ({"who": "run"}, "left by an apply that did not get to its end"),
+        ({"who": "cluster", "by": "kubectl-edit"}, "changed in the cluster at 2026-11-25T07:00:00Z by kubectl-edit"),
+        ({"who": "cluster"}, "in the cluster, since 2026-11-25T07:00:00Z"),
+        ({"who": "cluster", "since": ""}, "in the cluster"),
+        (
+            {"who": "unknown", "since": ""},
+            "whose change it is can't be told: the node has no record of what was applied",
+        ),
+    ],
+)
+def test_status_says_who_has_moved(change: dict[str, Any], says: str) -> None:
+    assert whose(replace(EDITED, **change)) == says
+
+
+def test_status_shows_each_difference_with_its_way_out() -> None:
+    text = status(NodeLine(name="a", drifts=(EDITED,), applied="2026-11-25T06:00:00Z", tool="1.0", notes=("n",)))
+    assert "a  last apply 2026-11-25T06:00:00Z by kubeworker 1.0\n  file /etc/crictl.yaml: content differs\n" in text
+    assert "      -mine\n      fix: kubeworker apply\n  note: n\n" in text
+    assert " 1: node" in text
+
+
+def test_many_differences_are_counted() -> None:
+    text = status(NodeLine(name="a", drifts=(EDITED,) * 20, drift=20))
+    assert text.count("/etc/crictl.yaml") == 12
+    assert "... and 8 more" in text
+
+
+def test_quiet_status_leaves_out_nodes_in_order() -> None:
+    fleet = FleetStatus(nodes=(NodeLine(name="good", notes=("n",)), NodeLine(name="bad", drifts=(EDITED,))), ca=CA)
+    text = shown(lambda screen: print_status(screen, fleet, quiet=True))
+    assert "bad" in text
+    assert "good" not in text
+    assert "note" not in text
+
+
+def test_the_horizon_names_each_thing_once_with_its_nodes_and_source() -> None:
+    ahead = Prospect(what="ipvs", state="deprecated", when="1.40 removes it", way_out="nftables", source="KEP-5495")
+    nodes = (NodeLine(name="a", prospects=(ahead,)), NodeLine(name="b", prospects=(ahead,)), NodeLine(name="c"))
+    text = shown(lambda screen: print_status(screen, FleetStatus(nodes=nodes, ca=CA), horizon=True))
+    assert "  deprecated: ipvs (a, b)\n      1.40 removes it\n      way out: nftables\n      source: KEP-5495\n" in text
+
+
+def test_certificates_are_shown_with_their_rotation() -> None:
+    certificates = {"kubelet.client_cert": lasting(100, rotates=True), "kube_proxy.client_cert": lasting(40), "x": None}
+    fleet = FleetStatus(nodes=(NodeLine(name="a", certificates=certificates),), ca=CA)
+    lines = shown(lambda screen: print_status(screen, fleet, certificates=True)).splitlines()
+    table = [
+        " ".join(line.split()) for line in lines[lines.index(next(each for each in lines if "ROTATION" in each)) :]
+    ]
+    assert table[1:] == [
+        "a kubelet.client_cert 2027-03-05 12:00 100 days works: kubelet renews it",
+        "a kube_proxy.client_cert 2027-01-04 12:00 40 days renewed by apply, 30 days before",
+        "a x missing",
+        "the cluster's CA 2036-11-22 12:00 3650 days yours",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "more", "code"),
+    [
+        ((NodeLine(name="a"),), {}, 0),
+        ((NodeLine(name="a", drifts=(EDITED,)),), {}, 2),
+        ((NodeLine(name="a"),), {"cluster": (EDITED,)}, 2),
+        ((NodeLine(name="a"),), {"control_host": (EDITED,)}, 2),
+        ((NodeLine(name="a", drifts=(EDITED,)),), {"trouble": "no API"}, 4),
+        ((NodeLine(name="a", error=NodeUnreachable("x")),), {}, 4),
+        ((NodeLine(name="a", error=NodeUnreachable("x")), NodeLine(name="b", error=NodeError("y"))), {}, 1),
+    ],
+)
+def test_the_exit_code_of_status_is_for_cron(nodes: tuple[NodeLine, ...], more: dict[str, Any], code: int) -> None:
+    assert FleetStatus(nodes=nodes, ca=CA, **more).exit_code == code
 
 
 def csr_listed(verdict: Pending | Halted | None, **change: Any) -> Listed:
