@@ -37,7 +37,7 @@ COMMANDS = {
     "plan": ("plan:plan", "Show what would change, and why."),
     "apply": ("apply:apply", "Show the plan, ask, and do exactly that."),
     "verify": ("verify:verify", "Prove on the live cluster that everything works."),
-    "status": ("status:status", "One line per node: versions, units, certificates."),
+    "status": ("status:status", "What has changed since the last apply, and who has changed it."),
     "csr": ("csr:app", "Certificate requests of nodes: list them, approve by the rules."),
     "token": ("token:app", "Bootstrap tokens: list them, take them back."),
     "lab": ("lab:app", "A local lab of real machines with a real control plane."),

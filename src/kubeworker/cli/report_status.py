@@ -34,11 +34,12 @@ def print_status(
         if drifts:
             screen.print(Text(title, style="bold"))
             _drifts(screen, drifts)
-    if not quiet:
-        for note in fleet.notes:
-            _line(screen, f"note: {note}", "dim")
+    for note in () if quiet else fleet.notes:
+        _line(screen, f"note: {note}", "dim")
     if fleet.trouble:
         _line(screen, fleet.trouble, "red")
+    if any(node.drift for node in lines):
+        _line(screen, "kubeworker apply puts back what changed on nodes and does what is not applied yet", "dim")
     if certificates:
         screen.print(_certificate_table(fleet))
     if horizon:
