@@ -55,15 +55,15 @@ ask() {{
   while :; do
     n=$((n + 1))
     said=$(credentials | get "$1" --show-error --config - {certificate} \\
-      --write-out '\\n%{{http_code}} %{{ssl_verify_result}} %{{time_connect}}')
+      --write-out '\\n%{{http_code}} %{{ssl_verify_result}}')
     status=$?
-    [ -n "$token" ] && [ $n -lt {tries} ] || break
+    if [ -z "$token" ] || [ $n = {tries} ]; then break; fi
     case $said in *'
 401 '*) sleep 0.5 ;; *) break ;; esac
   done
   # Only curl's verbose output says what kept it from connecting; it is asked for without the token.
   why=
-  [ $status != 7 ] || why=$(get "$1" --verbose | sed -n 's/.* failed: //p')
+  [ "$status" != 7 ] || why=$(get "$1" --verbose | sed -n 's/.* failed: //p')
   said=$(printf %s "$said" | base64 -w0)
   why=$(printf %s "$why" | base64 -w0)
   printf 'api\\t%s\\t%s\\t%s\\t%s\\n' "$1" "$status" "$said" "$why"
@@ -82,9 +82,7 @@ class Answer:
     """curl's exit status (curl(1), EXIT CODES)."""
     http: int
     verify: int
-    """OpenSSL's verdict on the certificate chain; 0: good."""
-    connected: bool
-    """By TCP."""
+    """OpenSSL's verdict on the certificate chain (verify(1), DIAGNOSTICS); 1 where curl has refused the name first."""
     text: str
     """curl's message."""
     why: str
@@ -100,13 +98,12 @@ def _answer(line: str) -> Answer:
     match line.split("\t"):
         case ["api", apiserver, status, said, why]:
             text, _, codes = base64.b64decode(said).decode(errors="replace").rpartition("\n")
-            http, verify, connected = codes.split()
+            http, verify = codes.split()
             return Answer(
                 apiserver=apiserver,
                 status=int(status),
                 http=int(http),
                 verify=int(verify),
-                connected=float(connected) > 0,
                 text=next((each for each in text.splitlines() if each.startswith("curl:")), ""),
                 why=next(iter(base64.b64decode(why).decode(errors="replace").splitlines()), ""),
             )
@@ -163,8 +160,8 @@ def _reached(answer: Answer) -> tuple[Status, str, str]:
         case 7:
             why = answer.why or answer.text
             return "failed", f"no way there: {why}", "a route from {node} to {names}, and no firewall that rejects"
-        case 28 if answer.connected:
-            text = f"it takes the connection, and then nothing comes for {2 * CONNECT_SECONDS} s (large packets lost?)"
+        case 28 if "SSL" in answer.text or "Operation timed out" in answer.text:
+            text = "it takes the connection, and then nothing comes (large packets lost?)"
             return "failed", text, "see path-mtu; else kube-apiserver itself, on {names}"
         case 28:
             text = f"no answer within {CONNECT_SECONDS} s (dropped by a firewall?)"
@@ -181,7 +178,7 @@ def _reached(answer: Answer) -> tuple[Status, str, str]:
 
 def _untrusted(answer: Answer) -> tuple[Status, str, str]:
     match answer.verify:
-        case 0:
+        case 0 | 1:
             host = answer.apiserver.rpartition(":")[0]
             text = f"its certificate is not for {host} (no such SAN)"
             return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 
 import pytest
@@ -63,3 +64,15 @@ def test_the_script_is_sound(shell: str) -> None:
     text = script(nonce="abc", number=0, address="192.0.2.1", listen=[TCP, UDP, ICMP], via=["192.0.2.2"])
     done = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_shellcheck_finds_nothing() -> None:
+    assert shutil.which("shellcheck"), "scripts/setup installs it"
+    done = subprocess.run(
+        ["shellcheck", "--shell=sh", "--severity=style", "-"],
+        input=script(nonce="abc", number=0, address="192.0.2.1", listen=[TCP], via=["192.0.2.2", "192.0.2.3"]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
