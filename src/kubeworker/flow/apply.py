@@ -462,21 +462,28 @@ class _Run:
 
     async def _wait_shown(self, kube: Kube, names: set[str]) -> None:
         """What kubelet shows, seen on the node itself, is what was issued to it."""
-        requests = await looked_until(kube.csrs, lambda _: True, seconds=CERTIFICATE_SECONDS)
-        if isinstance(requests, ApiError):
-            for name in sorted(names):
-                why = _unknown(requests)
-                self._fail(name, ActionFailed(why.text, subject=name, hint=why.hint))
-            return
         comparison = Comparison(cluster=self.session.cluster, look=self._shown)
-        for request in issuing.newest(each for each in requests if each.certificate and each.node in names):
-            comparison.expect(request)
-        while comparison.waiting:
+        names, end = set(names), asyncio.get_running_loop().time() + 2 * comparison.patience
+        while names:
+            requests = await looked_until(kube.csrs, lambda _: True, seconds=CERTIFICATE_SECONDS)
+            if isinstance(requests, ApiError):
+                for name in sorted(names):
+                    why = _unknown(requests)
+                    self._fail(name, ActionFailed(why.text, subject=name, hint=why.hint))
+                return
+            # Read again each time: a node that joins again asks while its former request still looks like its newest.
+            mine = (each for each in requests if each.certificate and each.node in names)
+            comparison.expect_instead(issuing.newest(mine))
+            if asyncio.get_running_loop().time() >= end:
+                comparison.patience = 0  # one that asks again and again must not keep the run from its end
             for each in await comparison.round(requests):
+                names.discard(each.request.node)
                 if each.status != "shown":
                     name, text = each.request.node, f"{each.request.name}: {each.detail}"
                     self._fail(name, ActionFailed(text, subject=name, hint=ANOTHER_HINT))
-            await asyncio.sleep(POLL_SECONDS if comparison.waiting else 0)
+            if not comparison.waiting:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _shown(self, name: str) -> bytes | https.NoAnswer:
         async with self.session.connection(name).forward(*place(self.session.cluster, name)) as local:

@@ -88,6 +88,14 @@ class Comparison:
         if csr.kind(request) == "serving":
             self._approved[request.name] = asyncio.get_running_loop().time()
 
+    def expect_instead(self, requests: Iterable[CsrView]) -> None:
+        """Of the nodes of these requests no others: kubelet has asked anew, and shows what it was given last."""
+        known = dict(self._approved)
+        self._approved.clear()
+        for each in requests:
+            self.expect(each)
+        self._approved.update({name: since for name, since in known.items() if name in self._approved})
+
     async def round(self, requests: Iterable[CsrView]) -> tuple[Compared, ...]:
         """Look at each that was issued; those of which there is something to say, once."""
         nodes = {node.name for node in self.cluster.nodes}  # cluster.yaml may have lost one meanwhile

@@ -89,6 +89,28 @@ async def test_what_is_gone_or_never_issued_or_no_kubelets_serving_request_is_fo
     assert not desk.waiting
 
 
+async def test_of_a_node_that_asks_anew_the_former_request_counts_no_more() -> None:
+    desk = comparison(lambda: b"what the next one is given", patience=0.05)
+    desk.expect(ISSUED)
+    assert await desk.round([ISSUED]) == ()
+    encoded = base64.encodebytes(b"what the next one is given")
+    pem = b"-----BEGIN CERTIFICATE-----\n" + encoded + b"-----END CERTIFICATE-----\n"
+    anew = replace(ISSUED, name="csr-2", certificate=pem)
+    await asyncio.sleep(0.06)
+    desk.expect_instead([anew])
+    assert [(each.request.name, each.status) for each in await desk.round([ISSUED, anew])] == [("csr-2", "shown")]
+    assert not desk.waiting
+
+
+async def test_one_that_is_expected_still_has_waited_as_long_as_before() -> None:
+    desk = comparison(lambda: b"another", patience=0.05)
+    desk.expect(ISSUED)
+    await asyncio.sleep(0.06)
+    desk.expect_instead([ISSUED])
+    (seen,) = await desk.round([ISSUED])
+    assert seen.status == "another"
+
+
 async def test_a_node_that_can_not_be_looked_at_does_not_stop_the_others() -> None:
     async def look(name: str) -> bytes | NoAnswer:
         if name == NODE.name:
