@@ -341,6 +341,10 @@ def test_a_node_that_dies_between_writing_and_restarting_is_finished_by_the_next
 
         planned = changed.plan("--node", "worker-01")
         assert ("restart", "kubelet.service") in changes(planned, "worker-01")
+        # Whether the operator goes on or takes the change back: nobody on the node is blamed.
+        for cluster in (changed, operator):
+            status = json.loads(cluster.run("status", "--json", "--node", "worker-01").stdout)
+            assert {found["who"] for found in status["nodes"][0]["findings"]} == {"run"}
         changed.apply("--node", "worker-01")
 
         assert restarted(before, starts(lab, "worker-01")) == {"kubelet"}

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.core.drift import Drift
+from kubeworker.core.drift import NOTHING_YET, Drift
 from kubeworker.core.expiry import SOON, Expiry
 from kubeworker.core.outlook import Prospect
 from kubeworker.flow.status import FleetStatus, NodeLine
@@ -86,7 +86,11 @@ def _node(screen: Console, node: NodeLine, *, notes: bool) -> None:
 # Differences
 
 
-def _drifts(screen: Console, drifts: Sequence[Drift]) -> None:
+def _drifts(screen: Console, every: Sequence[Drift]) -> None:
+    new = [each for each in every if each.by == NOTHING_YET]
+    if new:
+        _line(screen, f"  {NOTHING_YET}: {len(new)} changes (kubeworker plan shows them)", "yellow")
+    drifts = [each for each in every if each.by != NOTHING_YET]
     for drift in drifts[:SHOWN]:
         _line(screen, f"  {drift.kind} {drift.subject}: {drift.what}", "yellow")
         _line(screen, f"      {whose(drift)}")

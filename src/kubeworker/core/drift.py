@@ -44,6 +44,10 @@ Who: TypeAlias = Literal["node", "input", "both", "run", "cluster", "unknown"]
 is not applied yet. both. run: an apply that died half-way. cluster: somebody changed an object in the cluster."""
 
 
+NOTHING_YET = "nothing was applied here yet"
+"""What `Drift.by` says of a machine before its first apply."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
     """One thing that is not as it should be."""
@@ -160,16 +164,24 @@ class _Case:
         if not self.records:
             # Before the first apply nothing of the tool is there, not even its start records.
             bare = not any(unit.record for unit in self.observed.units.values())
-            return ("input", "nothing was applied here yet") if bare else ("unknown", "")
+            return ("input", NOTHING_YET) if bare else ("unknown", "")
         record = self.records.get(stage.component)
         before = record.items.get(key) if record else None
         if before is None:
             return self._unrecorded(record, action, wanted)
+        if self._of_a_dead_run(action):
+            return "run", ""
         causes = self._causes(record.origin if record else Origin(), before, wanted)
         if before == wanted or (wanted is None and not causes):
             return "node", ""
         there = self._there(key)
         return ("input" if there is None or there == before.value else "both"), causes
+
+    def _of_a_dead_run(self, action: Action) -> bool:
+        """Whether what is there may have been written by a stage that died: nothing is said against the node then."""
+        seen = self.observed.files.get(actions.subject(action))
+        began = self.observed.unfinished
+        return bool(began) and isinstance(action, PutFile | PutBinary) and seen is not None and seen.modified >= began
 
     def _unrecorded(self, record: Applied | None, action: Action, wanted: Item | None) -> tuple[Who, str]:
         """Not asked for at the last apply, or that did not come to this stage."""

@@ -492,7 +492,8 @@ for name in {names}; do
   done < "$home/applied/$name"
 done
 for path in "$home"/work.*; do
-  if [ -d "$path" ] && flock -n "$home/lock" true; then field unfinished "$(stat -c %Y -- "$path")"; fi
+  # Each stage opens the lock anew, so that its time is the last one's begin.
+  if [ -d "$path" ] && flock -n "$home/lock" true; then field unfinished "$(stat -c %Y -- "$home/lock")"; fi
 done"""
 
 

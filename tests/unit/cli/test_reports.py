@@ -14,7 +14,7 @@ from kubeworker.cli.report_token import print_revoked, print_tokens
 from kubeworker.cli.report_verify import print_verdicts
 from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
 from kubeworker.core.csr import SERVING_SIGNER, CsrView, Pending
-from kubeworker.core.drift import Drift
+from kubeworker.core.drift import NOTHING_YET, Drift
 from kubeworker.core.expiry import Expiry, State
 from kubeworker.core.issuing import Halted
 from kubeworker.core.outlook import Prospect
@@ -175,6 +175,13 @@ def test_status_shows_each_difference_with_its_way_out() -> None:
     assert "a  last apply 2026-11-25T06:00:00Z by kubeworker 1.0\n  file /etc/crictl.yaml: content differs\n" in text
     assert "      -mine\n      fix: kubeworker apply\n  note: n\n" in text
     assert " 1: node" in text
+
+
+def test_a_machine_before_its_first_apply_is_one_line() -> None:
+    new = replace(EDITED, who="input", by=NOTHING_YET)
+    text = status(NodeLine(name="a", drifts=(new,) * 70, drift=70))
+    assert "  nothing was applied here yet: 70 changes" in text
+    assert "/etc/crictl.yaml" not in text
 
 
 def test_many_differences_are_counted() -> None:

@@ -156,6 +156,13 @@ def test_a_run_that_died_between_a_file_and_its_restart_is_named() -> None:
     assert found.notes == ("a run died on this node; its stage began at 1970-01-01T00:01:00Z",)
 
 
+@pytest.mark.parametrize(("modified", "who"), [(1_700_000_100.0, "run"), (1_699_999_900.0, "node")])
+def test_what_a_dead_run_wrote_is_not_held_against_the_node(modified: float, who: str) -> None:
+    """cluster.yaml has been put back meanwhile: the file is neither what is asked for nor what was applied."""
+    seen = with_file(left(wanted()), CONF, sha256="0" * 64, modified=modified)
+    assert only(wanted(), replace(seen, unfinished=1_700_000_000.0)).who == who
+
+
 DROPIN = "/etc/systemd/system/c.service.d/mine.conf"
 
 
