@@ -13,7 +13,7 @@ from kubeworker.core.expiry import SOON, Expiry
 from kubeworker.core.outlook import Prospect
 from kubeworker.flow.status import FleetStatus, NodeLine
 
-COLUMNS = ("NAME", "READY", "KUBELET", "CONTAINERD", "UNITS", "CERTIFICATES", "DRIFT")
+COLUMNS = ("NAME", "READY", "KUBELET", "CONTAINERD", "UNITS", "APISERVERS", "CERTIFICATES", "DRIFT")
 
 SHOWN = 12
 """Differences of one node that are shown; more are counted."""
@@ -61,6 +61,7 @@ def _table(nodes: Sequence[NodeLine]) -> Table:
             node.kubelet,
             node.runtime,
             _units(node),
+            _servers(node),
             _certificates(node),
             _drift(node),
         )
@@ -144,6 +145,12 @@ def _units(node: NodeLine) -> Text:
     if wrong:
         return Text(", ".join(f"{unit} {state}" for unit, state in wrong.items()), style="red")
     return Text(f"{len(node.units)} active" if node.units else "")
+
+
+def _servers(node: NodeLine) -> Text:
+    """How many of them its API proxy uses at the moment; empty where nothing probes them."""
+    used = sum(server.ready for server in node.servers)
+    return Text(f"{used} of {len(node.servers)}" if node.servers else "", style="" if used else "red")
 
 
 STATES = {"expired": "bold red", "overdue": "red", "soon": "yellow", "good": ""}

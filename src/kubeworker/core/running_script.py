@@ -16,8 +16,8 @@ from kubeworker.core.outlook import Running
 
 WORD = "look\t"
 
-KEY_FOLDERS = ("/etc/kubernetes",)
-"""Where kubelet's, kube-proxy's and other people's keys and kubeconfigs lie."""
+KEY_FOLDERS = ("/etc/kubernetes", "/etc/containerd", "/root/.kube", "/var/lib/kubelet/pki")
+"""Where kubelet's, kube-proxy's, mirrors' and other people's keys and kubeconfigs lie; some need not be there."""
 
 _HOLDS_KEYS = r"PRIVATE KEY-----|client-key-data:|^kind: *Config$|^ *(- )?token:"
 """A private key, or a kubeconfig: even one that only names the key's path is nobody's to change."""

@@ -351,12 +351,21 @@ def _running(seen: Running, planned: NodePlan, api: NodeStatus | None, cluster: 
     observed = planned.observed
     return replace(
         seen,
-        kubernetes=api.version if api else "",
-        containerd=api.runtime.rpartition("://")[2] if api else "",
+        kubernetes=api.version if api else _installed(planned, "kubelet"),
+        containerd=api.runtime.rpartition("://")[2] if api else _installed(planned, "containerd"),
         apiserver=cluster.apiserver,
         kernel=observed.kernel if observed else "",
         cgroup=observed.cgroup if observed else 0,
     )
+
+
+def _installed(planned: NodePlan, name: str) -> str:
+    """The version of a binary that lies there as it is asked for; empty where another one does."""
+    if planned.state is None or planned.observed is None:
+        return ""
+    binaries = (each for stage in planned.state.stages for each in stage.binaries)
+    found = (each for each in binaries if each.path == f"{planned.state.bin_dir}/{name}")
+    return next((each.version for each in found if planned.observed.sha256(each.path) == each.blob.sha256), "")
 
 
 def _units(checks: tuple[Check, ...], seen: Evidence) -> Mapping[str, str]:

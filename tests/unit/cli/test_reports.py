@@ -18,6 +18,7 @@ from kubeworker.core.drift import NOTHING_YET, Drift
 from kubeworker.core.expiry import Expiry, State
 from kubeworker.core.issuing import Halted
 from kubeworker.core.outlook import Prospect
+from kubeworker.core.running_script import ProxiedServer
 from kubeworker.core.token_listing import TokenView
 from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.flow.csr import Listed
@@ -94,10 +95,14 @@ def test_status_is_one_line_for_a_healthy_node() -> None:
         runtime="2.1.3",
         units={"kubelet.service": "active", "containerd.service": "active"},
         certificates={"kubelet.client_cert": lasting(10 / 1440, rotates=True), "kube_proxy.client_cert": lasting(364)},
+        servers=(
+            ProxiedServer(address="10.0.0.1:6443", ready=True, answer="200", since=0.0),
+            ProxiedServer(address="10.0.0.2:6443", ready=False, answer="refused", since=0.0),
+        ),
         drift=0,
     )
     line = " ".join(status(node).splitlines()[1].split())
-    assert line == "k8s-01 Ready 1.33.3 2.1.3 2 active 10 min, renewed by itself (kubelet.client_cert) none"
+    assert line == "k8s-01 Ready 1.33.3 2.1.3 2 active 1 of 2 10 min, renewed by itself (kubelet.client_cert) none"
 
 
 @pytest.mark.parametrize(
