@@ -41,6 +41,7 @@ COMMANDS = {
     "csr": ("csr:app", "Certificate requests of nodes: list them, approve by the rules."),
     "token": ("token:app", "Bootstrap tokens: list them, take them back."),
     "lab": ("lab:app", "A local lab of real machines with a real control plane."),
+    "drill": ("drill:app", "Failures on purpose, on a lab, and what they cost."),
 }
 """Command -> where it lies in this package, and its line in --help."""
 

@@ -28,6 +28,7 @@ from kubeworker.lab import (
     cilium_images,
     cluster_yaml,
     control_plane,
+    drill_client,
     full_kernel_image,
     host,
     images,
@@ -119,6 +120,7 @@ def prepare(*, cni: Cni = "bridge", report: Reporter = silent) -> None:
         lab.cluster_yaml.write_text(cluster_yaml.render(lab, _traits(), ()))
         asyncio.run(artifacts.fetch(lab.cluster_yaml, report, workers_too=True))
         asyncio.run(artifacts.fetch(lab.cluster_yaml, report, registry.artifacts))
+        asyncio.run(artifacts.fetch(lab.cluster_yaml, report, drill_client.artifacts))
         _cni_images(lab, report)
 
 

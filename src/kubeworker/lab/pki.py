@@ -81,7 +81,7 @@ def make(control_plane: Sequence[str], now: dt.datetime) -> Mapping[str, bytes]:
     return files
 
 
-def issue(authority: Pair, subject: Subject, now: dt.datetime) -> Pair:
+def issue(authority: Pair, subject: Subject, now: dt.datetime, *, lasts: dt.timedelta = VALIDITY) -> Pair:
     """A new key with a certificate for the subject, signed by the CA."""
     issuer = x509.load_pem_x509_certificate(authority.cert)
     signer = serialization.load_pem_private_key(authority.key, password=None)
@@ -92,7 +92,7 @@ def issue(authority: Pair, subject: Subject, now: dt.datetime) -> Pair:
         attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, subject.organization))
     usages = [ExtendedKeyUsageOID.SERVER_AUTH] * subject.server + [ExtendedKeyUsageOID.CLIENT_AUTH] * subject.client
     builder = (
-        _builder(x509.Name(attributes), issuer.subject, key.public_key(), now)
+        _builder(x509.Name(attributes), issuer.subject, key.public_key(), now, lasts)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -129,7 +129,11 @@ def make_authority(common_name: str, now: dt.datetime) -> Pair:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: rsa.RSAPublicKey, now: dt.datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: rsa.RSAPublicKey,
+    now: dt.datetime,
+    lasts: dt.timedelta = VALIDITY,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -138,7 +142,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + VALIDITY)
+        .not_valid_after(now + lasts)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
     )
 

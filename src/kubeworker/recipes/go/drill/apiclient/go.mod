@@ -1,0 +1,3 @@
+module kubeworker.invalid/apiclient
+
+go 1.24
