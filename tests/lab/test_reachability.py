@@ -156,6 +156,16 @@ class Faulty(NamedTuple):
     closed: TlsServer
 
 
+@contextmanager
+def tunnel(lab: LabState, name: str) -> Iterator[None]:
+    """The kernel holds UDP 8472, as with Cilium's own device."""
+    sh(lab, name, "ip link add preflight0 type vxlan external dstport 8472 && ip link set preflight0 up")
+    try:
+        yield
+    finally:
+        sh(lab, name, "ip link delete preflight0")
+
+
 @pytest.fixture(scope="module")
 def faulty(operator: Operator, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     """One run, with `cni: cilium`, that meets every fault; they are mended before a test looks at one."""
@@ -185,6 +195,7 @@ def faulty(operator: Operator, tmp_path_factory: pytest.TempPathFactory) -> Faul
         enter(rules(lab, "worker-01", "udp dport 8472 drop"))
         enter(rules(lab, "worker-01", f"ip daddr {second} tcp dport 6443 drop", hook="output"))
         enter(held(lab, "worker-01", 4244))
+        enter(tunnel(lab, "k8s-01"))
 
         def change(document: dict[str, Any]) -> None:
             three_nodes(document)
@@ -236,6 +247,13 @@ def test_vxlan_that_is_dropped(faulty: Faulty) -> None:
         ("path-mtu", "unknown", "k8s-01, k8s-02 -> worker-01: not measured: UDP 8472 does not pass"),
     ]
     assert [row.status for name in NODES[:2] for row in faulty.checks.of(name, "reach-udp-8472")] == ["ok", "ok"]
+
+
+def test_vxlan_is_tried_where_the_kernel_holds_its_port(faulty: Faulty) -> None:
+    assert faulty.checks.of("k8s-01", "reach-udp-8472", "path-mtu") == [
+        ("reach-udp-8472", "ok", "reaches 1 of 2, reached by 2 of 2"),
+        ("path-mtu", "ok", "reaches 0 of 2, reached by 2 of 2"),
+    ]
 
 
 def test_a_black_hole_for_large_packets(faulty: Faulty) -> None:

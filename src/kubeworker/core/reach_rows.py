@@ -6,37 +6,19 @@ reach, or else the node that is not reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from kubeworker.core.model import NodeToNode, PathMtu
+from kubeworker.core.model import NodeToNode
 from kubeworker.core.preflight import Row, Status
-from kubeworker.core.reach_probe import LIMIT, Connected, Listen, Sent, Watched
-from kubeworker.core.reachability import Evidence, Fleet, Member, packet, way
+from kubeworker.core.reach_pairs import Pair, judge
+from kubeworker.core.reach_probe import Listen, Watched
+from kubeworker.core.reachability import Evidence, Fleet
 
 LARGEST_MATRIX = 12
 """Nodes; a wider one fits no terminal."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """How one node fared with another, of one check."""
-
-    check: str
-    asker: str
-    target: str
-    status: Status = "ok"
-    what: str = ""
-    """What went wrong, without the pair's names: the same words are the same trouble. Of a pair that is well: what that
-    shows, if it is more than that."""
-    fix_asker: str = ""
-    """What to do where the asker is to blame."""
-    fix_target: str = ""
-    """The same of the target."""
-    label: str = ""
-    """The check in a cell of the matrix."""
-    blame: Literal["asker", "either"] = "either"
+NAMED = 8
+"""Nodes that one message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +37,16 @@ class Matrix:
 
 def rows(fleet: Fleet, seen: Evidence) -> tuple[Row, ...]:
     """Everything that was found out, for each node of this run."""
-    pairs = judge(fleet, seen)
-    found = [_row_without_probe(member.name, seen.ended[member.number]) for member in _without_probe(fleet, seen)]
-    for check in dict.fromkeys(pair.check for pair in pairs):
-        found += _check(check, [pair for pair in pairs if pair.check == check], fleet)
+    by_check: dict[str, list[Pair]] = {}
+    for pair in judge(fleet, seen):
+        by_check.setdefault(pair.check, []).append(pair)
+    found = [row for check, pairs in by_check.items() for row in _check(check, pairs, fleet).rows()]
     odd = tuple(_watching(fleet, seen))
-    found = [row for row in found if row.status != "ok" or (row.node, row.id) not in {(o.node, o.id) for o in odd}]
-    found += odd
+    better = {(row.node, row.id) for row in odd}
+    silent = [
+        _row_without_probe(each.name, seen.ended[each.number]) for each in fleet.members if each.number in seen.ended
+    ]
+    found = [*silent, *(row for row in found if row.status != "ok" or (row.node, row.id) not in better), *odd]
     order = {member.name: member.number for member in fleet.members}
     return tuple(sorted(found, key=lambda row: order[row.node]))
 
@@ -91,184 +76,87 @@ def _cell(pairs: Sequence[Pair]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Pair by pair
-
-
-def judge(fleet: Fleet, seen: Evidence) -> tuple[Pair, ...]:
-    """How each pair fared, check by check in the order in which components ask for them."""
-    found = [
-        pair
-        for asker in fleet.probed
-        for target in fleet.tried_by(asker)
-        for pair in (
-            *(_port(need, asker, target, seen) for need in target.ports if need.protocol == "tcp" or target.probed),
-            *(_mtu(need, asker, target, seen) for need in asker.mtus if target.probed),
-            *_segment(asker, target, seen),
-        )
-    ]
-    order = {check: place for place, check in enumerate(dict.fromkeys(pair.check for pair in found))}
-    return tuple(sorted(found, key=lambda pair: order[pair.check]))
-
-
-def _port(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> Pair:
-    name = f"{need.protocol.upper()} {need.port}"
-    status, what, blame = (_tcp if need.protocol == "tcp" else _udp)(need, asker, target, seen)
-    both = f"--node {asker.name} --node {target.name}, so that something listens" if what == _SILENT else ""
-    return Pair(
-        check=f"reach-{need.protocol}-{need.port}",
-        asker=asker.name,
-        target=target.name,
-        status=status,
-        what=what,
-        fix_asker=both or f"on {asker.name}: let it send to {name} of the other nodes ({need.why})",
-        fix_target=f"on {target.name}: let {name} in from the other nodes ({need.why})",
-        label=str(need.port),
-        blame=blame,
-    )
-
-
-_SILENT = "refused: nothing listens there yet, and it is not in this run"
-_Judged = tuple[Status, str, Literal["asker", "either"]]
-
-
-def _tcp(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> _Judged:
-    match seen.connected.get((asker.number, target.number, need.port)):
-        case None:
-            return "unknown", _why_not(asker, target, Listen(protocol="tcp", port=need.port), seen), "either"
-        case Connected(outcome="ours" | "open"):
-            return "ok", "", "either"
-        case Connected(outcome="refused") if not target.probed:
-            return "unknown", _SILENT, "either"
-        case answer:
-            what, blame = _trouble(answer)
-            return ("failed" if target.probed else "warning"), what, blame
-
-
-def _trouble(answer: Connected) -> tuple[str, Literal["asker", "either"]]:
-    match answer.outcome:
-        case "refused":
-            return "refused, though something listens there (a firewall that rejects?)", "either"
-        case "no-route":
-            return "no route to host (none there, or a firewall that says so, as firewalld's does)", "either"
-        case "timeout":
-            return f"no answer within {LIMIT} s (dropped by a firewall?)", "either"
-        case "other":
-            said = f" ({answer.detail})" if answer.detail else ""
-            return f"something else answers{said}: an address that is used twice, or NAT in between?", "either"
-        case _:
-            return f"can't connect: {answer.detail}", "asker"
-
-
-def _udp(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> _Judged:
-    listen = Listen(protocol="udp", port=need.port)
-    if seen.span(asker.number, target.number, listen)[0]:
-        return "ok", "", "either"
-    sent = seen.sent.get((asker.number, target.number, listen))
-    if not sent:
-        return "unknown", _why_not(asker, target, listen, seen), "either"
-    if error := sent[0].error:
-        return "failed", f"datagrams do not leave the node: {error} (its own packet filter?)", "asker"
-    if target.number in seen.ended:
-        return "unknown", _why_not(asker, target, listen, seen), "either"
-    return "failed", "no datagram arrives (dropped by a firewall?)", "either"
-
-
-def _why_not(asker: Member, target: Member, listen: Listen, seen: Evidence) -> str:
-    for member in (asker, target):
-        if reason := seen.ended.get(member.number):
-            return f"not tried: {member.name}: {reason}"
-    watched = seen.watched.get((target.number, listen))
-    if watched is not None and watched.state == "failed":
-        return f"not tried: {target.name} can't listen there: {watched.detail}"
-    return "not tried: the probe gave no answer in time"
-
-
-def _mtu(need: PathMtu, asker: Member, target: Member, seen: Evidence) -> Pair:
-    listen, ready = way(need), seen.ready.get(asker.number)
-    size = packet(need, ready)
-    largest, _ = seen.span(asker.number, target.number, listen)
-    sent = seen.sent.get((asker.number, target.number, listen), ())
-    status, what, blame = _passing(need, size, largest, sent)
-    if status == "unknown":
-        way_name = f"UDP {need.udp_port}" if need.udp_port else "ICMP echo"
-        what, fix = f"not measured: {what or f'{way_name} does not pass'}", f"let {way_name} pass between the nodes"
-    else:
-        fix = f"an MTU of {size} on every interface and switch on the way, or {need.setting}: {largest} ({need.why})"
-    return Pair(
-        check="path-mtu",
-        asker=asker.name,
-        target=target.name,
-        status=status,
-        what=what,
-        fix_asker=fix,
-        fix_target=fix,
-        label="mtu",
-        blame=blame,
-    )
-
-
-def _passing(need: PathMtu, size: int, largest: int, sent: Sequence[Sent]) -> _Judged:
-    if not size:
-        return "unknown", "the node's interface is not known", "asker"
-    if largest >= size:
-        return "ok", f"packets of {size} bytes pass", "either"
-    if not largest:
-        return "unknown", "", "either"
-    above = f"packets above {largest} bytes"
-    if any(size in each.too_big for each in sent):
-        # The node itself tells its pods, so that they send less; a tunnel's packets can't be told.
-        return ("failed" if need.udp_port else "warning"), f"{above} do not fit its own interface", "asker"
-    if any(0 < each.path_mtu < size for each in sent):
-        told = f"{above} pass in fragments only, as a router says"
-        return ("failed" if need.udp_port else "warning"), told, "either"
-    return "failed", f"{above} are lost, and nobody says so (black hole; {size} are to pass)", "either"
-
-
-def _segment(asker: Member, target: Member, seen: Evidence) -> Iterator[Pair]:
-    need = asker.segment
-    router = seen.via.get((asker.number, target.address))
-    if need is None or router is None:
-        return
-    fix = f"a network in which the nodes reach each other without a router: {need.why}"
-    yield Pair(
-        check="same-segment",
-        asker=asker.name,
-        target=target.name,
-        status="failed" if router else "ok",
-        what=f"reached through the router {router}" if router else "",
-        fix_asker=fix,
-        fix_target=fix,
-        label="routed",
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # From pairs to rows
 
 
-def _check(check: str, pairs: Sequence[Pair], fleet: Fleet) -> Iterator[Row]:
-    inside = _askers(fleet)
-    blamed: dict[str, list[tuple[str, Status, str]]] = {}
-    good_targets = {pair.target for pair in pairs if pair.status == "ok"}
-    for what in dict.fromkeys(pair.what for pair in pairs if pair.status != "ok"):
-        same = [pair for pair in pairs if pair.what == what and pair.status != "ok"]
-        left: dict[str, list[Pair]] = {}
-        for asker in dict.fromkeys(pair.asker for pair in same):
-            own = [pair for pair in same if pair.asker == asker]
-            if _asker_is_to_blame(own, pairs, good_targets, inside):
-                text = f"{asker} -> {_all(own, pairs)}: {what}"
-                blamed.setdefault(asker, []).append((text, _severity(own, pairs), own[0].fix_asker))
-            else:
-                for pair in own:
-                    left.setdefault(pair.target, []).append(pair)
-        for target, theirs in left.items():
-            text = f"{', '.join(pair.asker for pair in theirs)} -> {target}: {what}"
-            blamed.setdefault(target, []).append((text, theirs[0].status, theirs[0].fix_target))
-    for name in inside:
-        for text, status, fix in blamed.get(name, ()):
-            yield Row(node=name, id=check, status=status, message=text, fix=fix)
-        if name not in blamed and (own := _own(name, pairs)):
-            yield Row(node=name, id=check, status=_status(own), message=_summary(name, own, fleet), fix="")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Check:
+    """All pairs of one check."""
+
+    id: str
+    pairs: Sequence[Pair]
+    asked: Mapping[str, Sequence[Pair]]
+    """By asker."""
+    reached: Mapping[str, Sequence[Pair]]
+    """By target."""
+    askers: Mapping[str, None]
+    """The nodes of this run: each has a row."""
+    some: str
+    """Said of a fleet in which not each tries all."""
+
+    def rows(self) -> Iterator[Row]:
+        charged: dict[str, list[Row]] = {}
+        for what in dict.fromkeys(pair.what for pair in self.pairs if pair.status != "ok"):
+            for row in self._charge(what):
+                charged.setdefault(row.node, []).append(row)
+        for name in self.askers:
+            if name in charged:
+                yield from charged[name]
+            elif name in self.asked or name in self.reached:
+                yield self._summary(name)
+
+    def _charge(self, what: str) -> Iterator[Row]:
+        """Rows of the nodes that this trouble is charged to."""
+        by_target: dict[str, list[Pair]] = {}
+        for asker, asked in self.asked.items():
+            own = [pair for pair in asked if pair.what == what and pair.status != "ok"]
+            if own and self._asker_is_to_blame(own):
+                everywhere = self._everywhere(own)
+                targets = f"all {len(own)} others" if everywhere else _listed([pair.target for pair in own])
+                # Each node outside this run may be down; not all of them at once.
+                status: Status = "failed" if everywhere and self._outside(own[0]) else own[0].status
+                yield self._row(asker, status, f"{asker} -> {targets}: {what}", own[0].fix_asker)
+                continue
+            for pair in own:
+                by_target.setdefault(pair.target, []).append(pair)
+        for target, theirs in by_target.items():
+            askers = _listed([pair.asker for pair in theirs])
+            yield self._row(target, theirs[0].status, f"{askers} -> {target}: {what}", theirs[0].fix_target)
+
+    def _asker_is_to_blame(self, own: Sequence[Pair]) -> bool:
+        """It says so, or the other is not in this run, or it reaches none of several, of which others reach some."""
+        if own[0].blame == "asker" or own[0].target not in self.askers:
+            return True
+        return self._everywhere(own) and any(
+            other.status == "ok" for pair in own for other in self.reached[pair.target]
+        )
+
+    def _everywhere(self, own: Sequence[Pair]) -> bool:
+        return len(own) == len(self.asked[own[0].asker]) > 1
+
+    def _outside(self, pair: Pair) -> bool:
+        return pair.status == "warning" and pair.target not in self.askers
+
+    def _row(self, node: str, status: Status, message: str, fix: str = "") -> Row:
+        return Row(node=node, id=self.id, status=status, message=message, fix=fix)
+
+    def _summary(self, name: str) -> Row:
+        """A node that nothing is charged to: of what is not ok another one has the row."""
+        out, back = self.asked.get(name, ()), self.reached.get(name, ())
+        good = sorted({pair.what for pair in out if pair.status == "ok" and pair.what})
+        text = f"reaches {_share(out)}" + (f", reached by {_share(back)}" if back else "")
+        status: Status = "ok" if any(pair.status == "ok" for pair in (*out, *back)) else "unknown"
+        return self._row(name, status, f"{', '.join(good)}: {text}{self.some}" if good else f"{text}{self.some}")
+
+
+def _check(check: str, pairs: Sequence[Pair], fleet: Fleet) -> _Check:
+    asked: dict[str, list[Pair]] = {}
+    reached: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        asked.setdefault(pair.asker, []).append(pair)
+        reached.setdefault(pair.target, []).append(pair)
+    some = f" (of {len(fleet.probed)}, each tries some)" if fleet.partial else ""
+    return _Check(id=check, pairs=pairs, asked=asked, reached=reached, askers=dict.fromkeys(_askers(fleet)), some=some)
 
 
 def _askers(fleet: Fleet) -> tuple[str, ...]:
@@ -276,52 +164,12 @@ def _askers(fleet: Fleet) -> tuple[str, ...]:
     return tuple(member.name for member in fleet.members if fleet.targets[member.number])
 
 
-def _asker_is_to_blame(
-    own: Sequence[Pair], pairs: Sequence[Pair], good_targets: set[str], inside: Sequence[str]
-) -> bool:
-    """It says so; or the target is not in this run; or it reaches none of several, and others do reach some of them."""
-    if own[0].blame == "asker" or own[0].target not in inside:
-        return True
-    all_of_its = [pair for pair in pairs if pair.asker == own[0].asker]
-    return len(own) == len(all_of_its) > 1 and any(pair.target in good_targets for pair in own)
-
-
-def _severity(own: Sequence[Pair], pairs: Sequence[Pair]) -> Status:
-    """Nodes outside this run may be down, each of them; not all at once."""
-    everywhere = len(own) > 1 and len(own) == sum(pair.asker == own[0].asker for pair in pairs)
-    return "failed" if everywhere and own[0].status == "warning" and own[0].check != "path-mtu" else own[0].status
-
-
-def _all(own: Sequence[Pair], pairs: Sequence[Pair]) -> str:
-    if len(own) > 1 and len(own) == sum(pair.asker == own[0].asker for pair in pairs):
-        return f"all {len(own)} others"
-    return ", ".join(pair.target for pair in own)
-
-
-def _own(name: str, pairs: Sequence[Pair]) -> list[Pair]:
-    return [pair for pair in pairs if name in {pair.asker, pair.target}]
-
-
-def _status(own: Iterable[Pair]) -> Status:
-    """A node that nothing is charged to: of what is not ok another one has the row."""
-    return "ok" if any(pair.status == "ok" for pair in own) else "unknown"
-
-
-def _summary(name: str, own: Sequence[Pair], fleet: Fleet) -> str:
-    out = [pair for pair in own if pair.asker == name]
-    back = [pair for pair in own if pair.target == name]
-    text = f"reaches {_share(out)}" + (f", reached by {_share(back)}" if back else "")
-    good = {pair.what for pair in out if pair.status == "ok" and pair.what}
-    text = f"{', '.join(sorted(good))}: {text}" if good else text
-    return f"{text} (of {len(fleet.probed)}, each tries some)" if fleet.partial else text
-
-
 def _share(pairs: Sequence[Pair]) -> str:
     return f"{sum(pair.status == 'ok' for pair in pairs)} of {len(pairs)}"
 
 
-def _without_probe(fleet: Fleet, seen: Evidence) -> tuple[Member, ...]:
-    return tuple(member for member in fleet.members if member.number in seen.ended)
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _row_without_probe(name: str, reason: str) -> Row:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from kubeworker.core import reach_probe
 from kubeworker.core.model import NodeState, NodeToNode, PathMtu, SameSegment
@@ -19,6 +19,7 @@ OUTSIDE = 8
 STEPS = 40
 """Sizes that one round of the search for the largest packet tries."""
 
+Item = TypeVar("Item")
 Need: TypeAlias = NodeToNode | PathMtu | SameSegment
 
 
@@ -113,6 +114,13 @@ def around(count: int, number: int) -> tuple[int, ...]:
     return tuple(sorted((number + sign * distance) % count for distance in distances for sign in (1, -1)))
 
 
+def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+    """So many of them at most, from all over the list."""
+    if len(items) <= count:
+        return tuple(items)
+    return tuple(items[step * len(items) // count] for step in range(count))
+
+
 def beyond(inside: int, outside: int, number: int) -> tuple[int, ...]:
     """Whom it tries of those that are not in this run: a few, from all over the list."""
     count = min(OUTSIDE, outside)
@@ -136,21 +144,22 @@ class Try:
     """Datagrams: bytes of the IP packets."""
 
 
-def listens(fleet: Fleet, member: Member) -> tuple[Listen, ...]:
-    """What a node watches: its own ports, and where the others' large packets come in. Nothing where nobody tries."""
-    others = [other for other in fleet.probed if member in fleet.tried_by(other)]
-    if not others:
-        return ()
-    own = [Listen(protocol=need.protocol, port=need.port) for need in member.ports]
-    return tuple(dict.fromkeys([*own, *(way(need) for other in others for need in other.mtus)]))
+def listens(fleet: Fleet) -> Mapping[int, tuple[Listen, ...]]:
+    """What each node watches: its own ports, and where the others' large packets come in; nothing if nobody tries."""
+    found: dict[int, dict[Listen, None]] = {}
+    for asker in fleet.probed:
+        ways = dict.fromkeys(way(need) for need in asker.mtus)
+        for target in fleet.tried_by(asker):
+            own = (Listen(protocol=need.protocol, port=need.port) for need in target.ports)
+            watched = found.setdefault(target.number, dict.fromkeys(own))
+            watched.update(ways)
+    return {member.number: tuple(found.get(member.number, ())) for member in fleet.probed}
 
 
-def script(fleet: Fleet, member: Member, nonce: str) -> str:
+def script(fleet: Fleet, member: Member, listen: Sequence[Listen], nonce: str) -> str:
     """The probe of one node."""
     via = [target.address for target in fleet.tried_by(member)] if member.segment else []
-    return reach_probe.script(
-        nonce=nonce, number=member.number, address=member.address, listen=listens(fleet, member), via=via
-    )
+    return reach_probe.script(nonce=nonce, number=member.number, address=member.address, listen=listen, via=via)
 
 
 def tries(fleet: Fleet, seen: Evidence) -> tuple[Try, ...]:

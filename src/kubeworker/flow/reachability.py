@@ -13,6 +13,7 @@ from kubeworker.core import reach_probe, reach_rows, reachability
 from kubeworker.core.component import Facts
 from kubeworker.core.observed import Observed
 from kubeworker.core.preflight import Row
+from kubeworker.core.reach_probe import Listen
 from kubeworker.core.reach_rows import Matrix
 from kubeworker.core.reachability import Evidence, Fleet, Member, Try
 from kubeworker.core.spec import NodeSpec
@@ -53,13 +54,15 @@ async def _reach_peers(session: Session, seen: Mapping[str, Observed]) -> tuple[
     """Start a probe on each node, try in rounds, and end them all, however it comes."""
     inside = [_member(session, node) for node in session.cluster.nodes if node.name in seen]
     chosen = {node.name for node in session.selected}
-    outside = [_member(session, node) for node in session.cluster.nodes if node.name not in chosen]
+    others = [node for node in session.cluster.nodes if node.name not in chosen]
+    outside = [_member(session, node) for node in reachability.spread(others, reachability.FULL)]
     trial = _Trial(session=session, fleet=reachability.fleet(inside, outside))
     if not any(trial.fleet.targets):
         return trial.fleet, trial.seen
+    listens = reachability.listens(trial.fleet)
     async with asyncio.TaskGroup() as group:
         for member in trial.fleet.probed:
-            group.create_task(trial.probe(member))
+            group.create_task(trial.probe(member, listens[member.number]))
         try:
             await trial.conduct()
         finally:
@@ -84,10 +87,10 @@ class _Trial:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     ending: bool = False
 
-    async def probe(self, member: Member) -> None:
+    async def probe(self, member: Member, listen: Sequence[Listen]) -> None:
         """A node's probe, from its start to its end."""
         self.orders[member.number] = asyncio.Queue()
-        script = reachability.script(self.fleet, member, self.nonce)
+        script = reachability.script(self.fleet, member, listen, self.nonce)
 
         def hear(line: str) -> None:
             with contextlib.suppress(ValueError):  # what it says beside is nothing to go by

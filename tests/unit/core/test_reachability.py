@@ -22,13 +22,13 @@ def member(name: str, *needs: Need) -> Member:
     return Member(number=0, name=name, address=f"192.0.2.{sum(name.encode())}", needs=needs or (KUBELET,))
 
 
-def watching(fleet: Fleet, **changes: str) -> Evidence:
+def watching(fleet: Fleet) -> Evidence:
     """Every probe listens on all that it is to watch."""
     seen = Evidence()
-    for each in fleet.probed:
-        seen.add(each.number, Ready(interface="eth0", mtu=1500))
-        for listen in reachability.listens(fleet, each):
-            seen.add(each.number, Watched(listen=listen, state="own"))
+    for number, watched in reachability.listens(fleet).items():
+        seen.add(number, Ready(interface="eth0", mtu=1500))
+        for listen in watched:
+            seen.add(number, Watched(listen=listen, state="own"))
     return seen
 
 
@@ -58,16 +58,20 @@ def test_nodes_outside_the_run_are_a_few_from_all_over() -> None:
     assert reachability.beyond(5, 0, 0) == ()
 
 
+def test_only_some_of_a_large_rest_are_looked_at_at_all() -> None:
+    assert reachability.spread(range(1000), 4) == (0, 250, 500, 750)
+    assert reachability.spread("abc", 4) == ("a", "b", "c")
+
+
 def test_a_node_alone_watches_nothing() -> None:
     fleet = reachability.fleet([member("a", KUBELET, VXLAN, TUNNEL)])
-    assert reachability.listens(fleet, fleet.members[0]) == ()
+    assert reachability.listens(fleet) == {0: ()}
     assert fleet.targets == ((),)
 
 
 def test_a_node_watches_its_own_ports_and_where_large_packets_come_in() -> None:
     fleet = reachability.fleet([member("a", KUBELET, VXLAN, TUNNEL), member("b", KUBELET, ROUTED)])
-    assert reachability.listens(fleet, fleet.members[0]) == (TCP, UDP, ICMP)
-    assert reachability.listens(fleet, fleet.members[1]) == (TCP, UDP)
+    assert reachability.listens(fleet) == {0: (TCP, UDP, ICMP), 1: (TCP, UDP)}
 
 
 def test_the_size_is_that_of_the_askers_interface() -> None:
@@ -160,5 +164,5 @@ def test_a_probe_that_has_ended_is_not_waited_for() -> None:
 def test_a_segment_is_looked_at_where_it_matters() -> None:
     segment = SameSegment(why="bridge")
     fleet = reachability.fleet([member("a", KUBELET, segment), member("b")])
-    assert f"for peer in {fleet.members[1].address};" in reachability.script(fleet, fleet.members[0], "nonce")
-    assert "for peer in '';" in reachability.script(fleet, fleet.members[1], "nonce")
+    assert f"for peer in {fleet.members[1].address};" in reachability.script(fleet, fleet.members[0], (), "nonce")
+    assert "for peer in '';" in reachability.script(fleet, fleet.members[1], (), "nonce")
