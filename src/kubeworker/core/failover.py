@@ -69,6 +69,8 @@ class Result:
     """From the end of the fault until its /readyz answered 200."""
     kept: Client
     dial: Client
+    watch: float | None
+    """From the fault until the watch on the kept connection was opened anew; None: it was not."""
     before: Sessions
     during: Sessions
     """At the end of the fault."""
@@ -230,6 +232,7 @@ def measures(result: Result) -> dict[str, str]:
     return {
         "longest gap, kept connection": result.kept.gap.text,
         "longest gap, dialling anew": result.dial.gap.text,
+        "watch opened anew after": "never" if result.watch is None else f"{result.watch:.1f} s",
         "sessions before": spread(result.before),
         "sessions at the fault's end": spread(result.during),
         "sessions at the end": spread(result.after),
@@ -239,6 +242,18 @@ def measures(result: Result) -> dict[str, str]:
         "kube-nginx reloads": reloading(result.reloads),
         "longest gap after the return": f"{max(result.kept.after, result.dial.after):.1f} s",
     }
+
+
+def table(drills: Mapping[str, Drill]) -> str:
+    """Several drills side by side, by what is told of each, in Markdown: a line for each case of each."""
+    rows = [
+        {"case": result.case, "proxy": title} | measures(result)
+        for results in zip(*(drill.results for drill in drills.values()), strict=True)
+        for title, result in zip(drills, results, strict=True)
+    ]
+    head = tuple(rows[0])
+    lines = (head, ("---",) * len(head), *(tuple(row.values()) for row in rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def spread(sessions: Sessions) -> str:

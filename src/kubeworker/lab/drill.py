@@ -201,6 +201,7 @@ def _result(
         recovery=moments.returned - moments.released,
         kept=_client(watch.clients.told, "kept", moments),
         dial=_client(watch.clients.told, "dial", moments),
+        watch=_watch_opened(watch.clients.told, moments),
         before=before,
         during=during,
         after=watch.spread(),
@@ -209,6 +210,11 @@ def _result(
         not_ready=tuple(sorted(watch.not_ready)),
         reloads=reloads,
     )
+
+
+def _watch_opened(told: Told, moments: _Moments) -> float | None:
+    opened = [at for at, error in told.watches if at > moments.fault and not error]
+    return opened[0] - moments.fault if opened else None
 
 
 def _client(told: Told, name: str, moments: _Moments) -> Client:

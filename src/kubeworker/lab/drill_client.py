@@ -128,7 +128,7 @@ class Told:
     servers: list[tuple[float, str]] = field(default_factory=list)
     """When the kept connection was seen to lead to which HOST:PORT."""
     watches: list[tuple[float, str]] = field(default_factory=list)
-    """When the watch was opened, or failed and why."""
+    """When a watch was opened, with an empty text; or ended, and why."""
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One line of the program's output."""
