@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from kubeworker.core import registry_hosts
+from kubeworker.core import outlook, registry_hosts
 from kubeworker.core.artifact import (
     RUNC_LDFLAGS,
     Artifact,
@@ -19,7 +19,7 @@ from kubeworker.core.artifact import (
 )
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import toml, unit, yaml
-from kubeworker.core.horizon import CNI_BIN_DIR, REGISTRY_CREDENTIALS, at_least, warning
+from kubeworker.core.horizon import CNI_BIN_DIR, PAIRS_SOURCE, REGISTRY_CREDENTIALS, at_least, warning
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
     Absent,
@@ -352,7 +352,15 @@ def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:
     cni = (warning(CNI_BIN_DIR, cluster.versions.containerd),) if deprecated else ()
     outdated = {"configs", "auths"} & _registry_settings(config).keys()
     credentials = (warning(REGISTRY_CREDENTIALS, cluster.versions.containerd),) if outdated else ()
-    return (*cni, *credentials, *_unproven_hosts(cluster, config))
+    return (*_pair(cluster), *cni, *credentials, *_unproven_hosts(cluster, config))
+
+
+def _pair(cluster: ClusterFile) -> tuple[str, ...]:
+    kubernetes, mine = cluster.versions.kubernetes, cluster.versions.containerd
+    if outlook.fits(kubernetes, mine):
+        return ()
+    better = f"{outlook.recommended(kubernetes)} ({PAIRS_SOURCE})"
+    return (f"versions.containerd: {mine} is not what containerd recommends for kubernetes {kubernetes}: {better}",)
 
 
 def _registry_settings(config: Config) -> Mapping[str, Any]:

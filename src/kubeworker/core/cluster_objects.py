@@ -90,9 +90,10 @@ def owned_record(config_map: Document | None) -> dict[str, str]:
     return dict(config_map.get("data") or {}) if config_map is not None else {}
 
 
-def labels(record: str) -> frozenset[str]:
-    """Of a node's part of that record, the keys of the labels."""
-    return frozenset(_owned(record)[0])
+def marks(record: str) -> frozenset[str]:
+    """Of a node's part of that record, the keys of the labels, and the taints."""
+    labels, taints = _owned(record)
+    return frozenset((*labels, *taints))
 
 
 def node_actions(

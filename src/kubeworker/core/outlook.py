@@ -177,22 +177,30 @@ def _later(software: str, today: date) -> str:
 
 
 def _pair(running: Running) -> Iterator[Prospect]:
-    fitting = horizon.PAIRS.get(series(running.kubernetes), ())
-    if not running.containerd or not fitting:
-        return
-    mine = series(running.containerd)
-    first = next((each for each in fitting if series(each) == mine), "")
-    # A series later than those that are listed came after them.
-    later = at_least(running.containerd, fitting[-1])
-    if (first and at_least(running.containerd, first)) or later:
+    if not running.kubernetes or not running.containerd or fits(running.kubernetes, running.containerd):
         return
     yield Prospect(
         what=f"containerd {running.containerd} with kubernetes {series(running.kubernetes)}",
         state="unsupported",
-        when=f"recommended: {', '.join(f'{each}+' for each in reversed(fitting))}",
+        when=f"recommended: {recommended(running.kubernetes)}",
         way_out="versions.containerd: one of these",
         source=horizon.PAIRS_SOURCE,
     )
+
+
+def fits(kubernetes: str, containerd: str) -> bool:
+    """Whether containerd's project recommends this version for that Kubernetes; of one it does not list, nothing is
+    known.
+    """
+    firsts = horizon.PAIRS.get(series(kubernetes), ())
+    mine = [first for first in firsts if series(first) == series(containerd)]
+    # A series later than those that are listed came after them.
+    return not firsts or any(at_least(containerd, first) for first in (*mine, firsts[-1]))
+
+
+def recommended(kubernetes: str) -> str:
+    """`2.1.0+, 2.0.4+`"""
+    return ", ".join(f"{first}+" for first in reversed(horizon.PAIRS.get(series(kubernetes), ())))
 
 
 def _skew(running: Running) -> Iterator[Prospect]:

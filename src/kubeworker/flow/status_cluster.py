@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kubeworker.core import apiserver_slices, cluster_objects, issuing, manifest
+from kubeworker.core import apiserver_slices, cluster_objects, issuing, kube_views, manifest
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.csr import Approve, Pending
 from kubeworker.core.drift import Drift, last_writer
@@ -127,8 +127,8 @@ class Known:
     """What this tool has put into the cluster before, by its own records there."""
 
     objects: frozenset[Ref] = frozenset()
-    labels: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """By node, the keys of the labels that it has set."""
+    marks: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By node, the keys of the labels, and the taints, that it has set."""
 
 
 async def _known(kube: Kube, session: Session, plan: Plan) -> Known:
@@ -138,10 +138,10 @@ async def _known(kube: Kube, session: Session, plan: Plan) -> Known:
     )
     found = {which for inventory in inventories for which in manifest.recorded(inventory)}
     if any(node.observed and node.observed.applied and not node.joining for node in plan.nodes):
-        bindings = (action.document for action in plan.objects.actions if action.document["kind"] != "Secret")
-        found |= {manifest.ref(document) for document in bindings}
+        documents = (action.document for action in plan.objects.actions)
+        found |= {manifest.ref(document) for document in documents if document["kind"] == "ClusterRoleBinding"}
     owned = cluster_objects.owned_record(await kube.owned_record())
-    return Known(objects=frozenset(found), labels={name: cluster_objects.labels(text) for name, text in owned.items()})
+    return Known(objects=frozenset(found), marks={name: cluster_objects.marks(text) for name, text in owned.items()})
 
 
 _NO_TRACE = "the API keeps no record of who did it (the audit log does)"
@@ -159,21 +159,26 @@ def object_drift(action: ObjectAction, live: Document | None, known: Known) -> D
     if writer is not None and writer.manager != FIELD_MANAGER:
         return replace(drift, who="cluster", by=writer.manager, since=writer.when)
     # A field that somebody has removed is nobody's any more.
-    if writer is None and fields and _was_ours(document, known):
+    if writer is None and fields and _was_ours(document, live, known):
         return replace(drift, who="cluster", what=f"{drift.what}: removed; {_NO_TRACE}")
     return _not_applied(drift)
 
 
-def _was_ours(document: Document, known: Known) -> bool:
+def _was_ours(document: Document, live: Document, known: Known) -> bool:
     metadata = document["metadata"]
     match document["kind"]:
         case "Node":
-            labels = {key for key, value in (metadata.get("labels") or {}).items() if value is not None}
-            return bool(labels) and labels <= known.labels.get(metadata["name"], frozenset())
+            missing = {key for key, value in (metadata.get("labels") or {}).items() if value is not None}
+            missing |= _taints(document) - _taints(live)
+            return bool(missing) and missing <= known.marks.get(metadata["name"], frozenset())
         case "ClusterRoleBinding":
             return True
         case _:
             return False
+
+
+def _taints(node: Document) -> set[str]:
+    return {kube_views.taint_text(taint) for taint in (node.get("spec") or {}).get("taints") or ()}
 
 
 def _not_applied(drift: Drift) -> Drift:

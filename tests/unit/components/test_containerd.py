@@ -198,3 +198,11 @@ def test_a_plan_warns_of_credentials_in_the_config_file() -> None:
     (said,) = (text for text in desired.warnings(spec, REGISTRY) if "registry.configs" in text)
     assert said.startswith("containerd 1.5 deprecates and 2.4 removes or switches off")
     assert not [text for text in desired.warnings(cluster(), REGISTRY) if "registry.configs" in text]
+
+
+def test_a_plan_warns_of_a_pair_that_upstream_does_not_recommend() -> None:
+    spec = cluster()
+    newer = spec.model_copy(update={"versions": spec.versions.model_copy(update={"kubernetes": "1.36.0"})})
+    (said,) = (text for text in desired.warnings(newer, REGISTRY) if "recommends" in text)
+    assert "2.1.3 is not what containerd recommends for kubernetes 1.36.0: 2.3.0+, 2.2.0+" in said
+    assert not [text for text in desired.warnings(spec, REGISTRY) if "recommends" in text]

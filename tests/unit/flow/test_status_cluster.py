@@ -70,7 +70,16 @@ def test_an_object_that_is_not_there_was_deleted_if_it_was_ever_made(known: Know
 )
 def test_a_label_is_somebodys_or_was_ours_or_is_new(entries: list[Any], owned: frozenset[str], who: str) -> None:
     action = ObjectAction(verb="patch", document=NODE, reason="labels or taints differ from cluster.yaml")
-    assert object_drift(action, live(NODE, *entries), Known(labels={"w1": owned})).who == who
+    assert object_drift(action, live(NODE, *entries), Known(marks={"w1": owned})).who == who
+
+
+@pytest.mark.parametrize(("owned", "who"), [(frozenset({"t=x:NoSchedule"}), "cluster"), (frozenset(), "input")])
+def test_a_taint_that_was_ours_was_taken_off(owned: frozenset[str], who: str) -> None:
+    taints = [{"key": "t", "value": "x", "effect": "NoSchedule"}, {"key": "other", "effect": "NoExecute"}]
+    wanted = {**NODE, "metadata": {"name": "w1"}, "spec": {"taints": taints}}
+    there = live({**NODE, "spec": {"taints": taints[1:]}}, ("kubelet", {"f:status": {}}))
+    action = ObjectAction(verb="patch", document=wanted, reason="labels or taints differ from cluster.yaml")
+    assert object_drift(action, there, Known(marks={"w1": owned})).who == who
 
 
 def listed(
