@@ -482,7 +482,8 @@ async def test_a_foreign_process_on_a_port_is_named_with_its_unit(bare: Engine) 
         await asyncio.sleep(0.5)
         wanted = demo()
         observed = await bare.look(wanted)
-        (finding,) = preflight(wanted, observed, peers={}, control_time=observed.clock)
+        rows = preflight(wanted, observed, peers={}, control_time=observed.clock)
+        (finding,) = (row for row in rows if row.status == "failed")
         assert "held by socat (pid " in finding.message
         assert "kwtest-squatter.service" in finding.message
     finally:
@@ -491,7 +492,8 @@ async def test_a_foreign_process_on_a_port_is_named_with_its_unit(bare: Engine) 
 
 async def test_the_units_own_port_is_no_finding(engine: Engine) -> None:
     observed = await engine.look(demo())
-    assert preflight(demo(), observed, peers={}, control_time=observed.clock) == ()
+    rows = preflight(demo(), observed, peers={}, control_time=observed.clock)
+    assert {row.id: row.status for row in rows}["port-7777"] == "ok"
 
 
 async def test_a_converged_probe_hashes_nothing_and_is_quick(engine: Engine) -> None:
