@@ -322,37 +322,41 @@ def test_one_unreachable_node_and_one_without_tools_leave_the_others_tested(oper
 
 
 @contextmanager
-def half_way(operator: Operator) -> Iterator[subprocess.Popen[str]]:
-    """A run that waits for an answer that does not come, with its probes and its token."""
+def half_way(operator: Operator) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A run that waits for an answer that does not come, with its probes and its token; and the traces before it."""
     lab = operator.lab
     with operator.changed(three_nodes) as three, ExitStack() as stack:
         stack.enter_context(away(lab, "worker-01", CERTIFICATE))
         stack.enter_context(rules(lab, "k8s-01", "tcp dport 10250 drop"))
         # The API server that its curl asks second holds the token's use until the limit.
         stack.enter_context(rules(lab, "worker-01", "tcp dport 6443 drop", hook="output"))
+        before = traces(lab, "worker-01")
         running = three.start("preflight")
         try:
             until(lambda: len(probes(lab)) == len(NODES) and bool(tokens(lab)), "it is half-way")
-            yield running
+            yield running, before
         finally:
             running.kill()
             running.wait()
 
 
 def test_ctrl_c_takes_everything_back(operator: Operator) -> None:
-    with half_way(operator) as running:
+    lab = operator.lab
+    with half_way(operator) as (running, before):
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=20) == 130
-        assert tokens(operator.lab) == []
-        until(lambda: probes(operator.lab) == [], "no probe runs", seconds=5)
+        assert tokens(lab) == []
+        until(lambda: probes(lab) == [], "no probe runs", seconds=5)
+        assert traces(lab, "worker-01") == before
 
 
 def test_probes_end_when_the_control_host_dies_and_the_token_has_minutes(operator: Operator) -> None:
     lab = operator.lab
-    with half_way(operator) as running:
+    with half_way(operator) as (running, before):
         running.kill()
         running.wait()
         until(lambda: probes(lab) == [], "no probe runs", seconds=5)
+        assert traces(lab, "worker-01") == before
     left = tokens(lab)
     assert "worker-01" in {token.node for token in left}
     assert all((token.expires - datetime.now(UTC)).total_seconds() <= 600 for token in left)

@@ -9,7 +9,7 @@ from typing import Literal
 from kubeworker.core.model import NodeToNode, PathMtu
 from kubeworker.core.preflight import Status
 from kubeworker.core.reach_probe import LIMIT, Connected, Listen, Sent
-from kubeworker.core.reachability import Evidence, Fleet, Member, packet, way
+from kubeworker.core.reachability import Evidence, Fleet, Member, packet, same_family, way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,8 @@ def _udp(need: NodeToNode, asker: Member, target: Member, seen: Evidence) -> _Ju
 
 
 def _why_not(asker: Member, target: Member, listen: Listen, seen: Evidence) -> str:
+    if not same_family(asker, target):
+        return "not tried: one has an IPv4 address, the other an IPv6 one"
     for member in (asker, target):
         if reason := seen.ended.get(member.number):
             return f"not tried: {member.name}: {reason}"

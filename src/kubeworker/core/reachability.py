@@ -168,8 +168,14 @@ def tries(fleet: Fleet, seen: Evidence) -> tuple[Try, ...]:
         each
         for asker in fleet.probed
         for target in fleet.tried_by(asker)
+        if same_family(asker, target)
         for each in (*_connections(asker, target, seen), *_datagrams(asker, target, seen))
     )
+
+
+def same_family(one: Member, other: Member) -> bool:
+    """Both have IPv4 addresses, or both IPv6 ones: else neither can be tried from the other's."""
+    return (":" in one.address) == (":" in other.address)
 
 
 def _connections(asker: Member, target: Member, seen: Evidence) -> Iterator[Try]:

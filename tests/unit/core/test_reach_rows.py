@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.core.test_reachability import ICMP, KUBELET, ROUTED, TCP, TUNNEL, UDP, VXLAN, member, watching
 
@@ -156,6 +158,14 @@ def test_a_probe_that_dies_leaves_what_it_should_have_tried_unknown() -> None:
     seen.add(1, Connected(peer=0, port=10250, outcome="ours"))
     seen.ended[0] = "the connection was lost"
     assert ("b", "reach-tcp-10250", "unknown", "a -> b: not tried: a: the connection was lost") in wrong(fleet, seen)
+
+
+def test_addresses_of_both_families() -> None:
+    fleet = reachability.fleet([member("a"), replace(member("b"), address="2001:db8::1")])
+    seen = watching(fleet)
+    assert reachability.tries(fleet, seen) == ()
+    text = "not tried: one has an IPv4 address, the other an IPv6 one"
+    assert [message for *_, message in wrong(fleet, seen)] == [f"b -> a: {text}", f"a -> b: {text}"]
 
 
 def test_a_node_outside_the_run_that_does_not_answer_is_a_warning_of_the_asker() -> None:
