@@ -116,7 +116,7 @@ RUNTIME_ENDPOINT_FLAG = Horizon(
     deprecated="1.27.0",
     removed="",
     way_out="containerRuntimeEndpoint in components.kubelet.config (what `profile: default` writes)",
-    source="kubernetes cmd/kubelet/app/options/options.go, AddKubeletConfigFlags",
+    source="kubernetes/kubernetes#112136, kubernetes/website#43935; cmd/kubelet/app/options/options.go",
 )
 
 TABLE = (

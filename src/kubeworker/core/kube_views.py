@@ -23,6 +23,8 @@ class NodeStatus:
     """Why it is not Ready: the condition's message; empty when Ready."""
     heartbeat: str = ""
     """When kubelet last reported that condition (RFC 3339, by the node's clock, whole seconds)."""
+    turned: str = ""
+    """When it last became what it is (RFC 3339)."""
     version: str = ""
     """kubelet's, without the leading v: 1.33.3"""
     pod_cidr: str = ""
@@ -105,6 +107,7 @@ def node(document: Document) -> NodeStatus:
         ready=ready,
         reason="" if ready else readiness.get("message") or readiness.get("reason") or "kubelet reported no status yet",
         heartbeat=readiness.get("lastHeartbeatTime") or "",
+        turned=readiness.get("lastTransitionTime") or "",
         version=(info.get("kubeletVersion") or "").removeprefix("v"),
         pod_cidr=spec.get("podCIDR") or "",
         addresses=tuple((each["type"], each["address"]) for each in status.get("addresses") or ()),

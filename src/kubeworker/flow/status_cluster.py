@@ -220,6 +220,6 @@ def ready_fault(cluster: ClusterFile, name: str, node: NodeStatus | None, *, joi
         subject=name,
         what=f"not Ready: {node.reason}",
         who="cluster",
-        since=node.heartbeat,
+        since=node.turned,
         fix="kubeworker verify",
     )
