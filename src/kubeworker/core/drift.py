@@ -128,7 +128,7 @@ class _Case:
 
     def stage(self, plan: StagePlan) -> Iterator[Drift]:
         """Causes before consequences: a restart that follows from a changed file is no difference of its own."""
-        causes = [each for each in plan.actions if not isinstance(each, DaemonReload | RestartUnit | ReloadUnit)]
+        causes = [each for each in plan.actions if not self._follows(each)]
         dropins = tuple(self._new_dropins(plan.stage, plan.actions))
         yield from (self._drift(plan.stage, action) for action in causes)
         yield from dropins
@@ -136,6 +136,16 @@ class _Case:
             for action in plan.actions:
                 if not (isinstance(action, RestartUnit) and action.follows):
                     yield self._consequence(action)
+
+    def _follows(self, action: Action) -> bool:
+        match action:
+            case DaemonReload() | RestartUnit() | ReloadUnit():
+                return True
+            case ImportImage():
+                # containerd is down: what it has can't be asked.
+                return self.observed.images is None
+            case _:
+                return False
 
     def notes(self, found: Iterable[Drift]) -> Iterator[str]:
         if self.observed.unfinished:

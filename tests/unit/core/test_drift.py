@@ -7,7 +7,7 @@ from tests.unit.core.engine_states import after, bare, blob, state, with_file, w
 from kubeworker.core import applied, diff, drift
 from kubeworker.core.applied import Applied
 from kubeworker.core.drift import Drift, NodeDrift, last_writer
-from kubeworker.core.model import Absent, Binary, File, NodeState, Origin, Stage, Sysctl, Unit
+from kubeworker.core.model import Absent, Binary, File, Image, NodeState, Origin, Stage, Sysctl, Unit
 from kubeworker.core.observed import Observed
 
 NOW = Origin(tool="1.1", inputs="now")
@@ -89,6 +89,15 @@ def test_each_kind_of_damage_is_the_nodes(damage: Any, expected: tuple[str, str,
     found = only(wanted(), damage(left(wanted())))
     assert (found.kind, found.subject, found.what) == expected
     assert (found.who, found.by) == ("node", "")
+
+
+def test_images_of_a_containerd_that_is_down_are_no_news() -> None:
+    image = Image(reference="pause:1", archive=blob(b"oci"), ctr="/opt/k8s/bin/ctr")
+    (stage,) = wanted().stages
+    now = replace(wanted(), stages=(replace(stage, images=(image,)),))
+    down = replace(with_unit(left(now), "c.service", active_state="inactive"), images=None)
+    assert only(now, down).kind == "start"
+    assert only(now, replace(left(now), images=frozenset())).kind == "image"
 
 
 def test_a_stopped_unit_says_since_when() -> None:
