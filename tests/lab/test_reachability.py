@@ -148,6 +148,18 @@ def test_all_well_and_nothing_is_left(operator: Operator) -> None:
     assert probes(lab) == []
 
 
+def test_a_run_for_one_node_tries_the_others_where_kubelet_runs(operator: Operator) -> None:
+    with operator.changed(three_nodes) as three:
+        checks = check(three, "--node", "worker-01")
+    if all(sh(operator.lab, name, "ss -Hltn 'sport = :10250'") for name in NODES[:2]):
+        expected = ("reach-tcp-10250", "ok", "reaches 2 of 2")
+    else:
+        text = "worker-01 -> all 2 others: refused: nothing listens there yet, and it is not in this run"
+        expected = ("reach-tcp-10250", "unknown", text)
+    assert checks.of("worker-01", "reach-tcp-10250", "path-mtu") == [expected]
+    assert list(checks.document["reachability"]) == ["worker-01"]
+
+
 class Faulty(NamedTuple):
     lab: LabState
     checks: Checks
@@ -300,6 +312,36 @@ def test_a_link_with_a_smaller_mtu(operator: Operator) -> None:
     assert re.match(r"k8s-01, k8s-02 -> worker-01: packets above 140[04] bytes are lost", lost.message)
     assert own.status == "warning"
     assert own.message == "worker-01 -> all 2 others: packets above 1400 bytes do not fit its own interface"
+
+
+@contextmanager
+def detour(lab: LabState, name: str, target: str, router: str, mtu: int) -> Iterator[None]:
+    """From one machine to another by a third one, which says what it does not let through (RFC 1191)."""
+    to, via = address(lab, target), address(lab, router)
+    redirects = "/proc/sys/net/ipv4/conf/all/send_redirects /proc/sys/net/ipv4/conf/host0/send_redirects"
+    sh(lab, router, f"for f in {redirects}; do echo 0 > $f; done; ip route add {to}/32 dev host0 mtu lock {mtu}")
+    sh(lab, name, f"ip route add {to}/32 via {via}")
+    try:
+        yield
+    finally:
+        sh(lab, name, f"ip route delete {to}/32 via {via}")
+        sh(lab, router, f"ip route delete {to}/32 dev host0; for f in {redirects}; do echo 1 > $f; done")
+
+
+def test_a_router_that_says_what_it_does_not_let_through(operator: Operator) -> None:
+    with operator.changed(three_nodes) as three, detour(operator.lab, "worker-01", "k8s-01", "k8s-02", 1400):
+        checks = check(three)
+    router = address(operator.lab, "k8s-02")
+    assert checks.of("k8s-01", "path-mtu", "same-segment") == [
+        (
+            "path-mtu",
+            "warning",
+            "worker-01 -> k8s-01: packets above 1400 bytes pass in fragments only, as a router says",
+        ),
+        ("same-segment", "failed", f"worker-01 -> k8s-01: reached through the router {router}"),
+    ]
+    assert checks.cell("worker-01", "k8s-01") == "mtu routed"
+    assert checks.cell("k8s-01", "worker-01") == "ok"
 
 
 def test_one_unreachable_node_and_one_without_tools_leave_the_others_tested(operator: Operator) -> None:
