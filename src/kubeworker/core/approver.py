@@ -46,6 +46,8 @@ def systemd_unit(*, program: str, cluster_file: str, user: str) -> str:
                 # Ready at the first answer of the API; one that does not go round any more is started anew.
                 "Type": "notify",
                 "WatchdogSec": f"{STUCK_SECONDS:.0f}",
+                # Not by SIGABRT: a core would hold its credentials.
+                "WatchdogSignal": "SIGKILL",
                 "User": user,
                 "ExecStart": unit.Command(arguments=(program, *_APPROVE, "-f", cluster_file)),
                 "Restart": "always",

@@ -213,7 +213,7 @@ def place_own(tree: Path) -> None:
         target, quiet=1, stripdir=str(tree), prependdir="/", invalidation_mode=PycInvalidationMode.UNCHECKED_HASH
     )
     launcher = tree / "usr/bin/kubeworker"
-    launcher.parent.mkdir(parents=True)
+    launcher.parent.mkdir(parents=True, exist_ok=True)
     launcher.write_text(_LAUNCHER)
     launcher.chmod(0o755)
     _set_modes(tree)

@@ -104,4 +104,4 @@ def test_a_path_with_a_space_or_a_percent_sign_reaches_the_command_as_it_is() ->
 
 def test_systemd_ends_a_unit_that_does_not_go_round_any_more() -> None:
     text = approver.systemd_unit(program="/opt/kw/bin/kubeworker", cluster_file="/srv/cluster.yaml", user="kw")
-    assert "Type=notify\nWatchdogSec=300\n" in text
+    assert "Type=notify\nWatchdogSec=300\nWatchdogSignal=SIGKILL\n" in text

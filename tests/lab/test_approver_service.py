@@ -1,12 +1,14 @@
-"""The approver as a Deployment, for real: its image in a node's containerd, its rights, and a kubelet that asks.
+"""The approver that nobody watches, for real: as a pod in the cluster, and as a unit of systemd's on a machine.
 
-No tool runs on the control host meanwhile. The image is made here (`lab/approver_image.py`).
+Neither has anything but the rights in the manifest, and no tool runs on the control host meanwhile. The image is made
+here (`lab/approver_image.py`).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from tests.lab.operate import COMMAND, kubectl, sh, until
 from kubeworker.core import approver
 from kubeworker.core.csr import KEYS_RECORD
 from kubeworker.lab import LabState, approver_image
+from kubeworker.lab.state import cache_folder
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -104,6 +107,14 @@ def requests(lab: LabState) -> dict[str, dict[str, Any]]:
     return {each["metadata"]["name"]: each for each in listed if each["spec"]["signerName"] == SERVING}
 
 
+def forged(lab: LabState) -> str:
+    """The name of a request by the node itself for a certificate that holds for another one too."""
+    sans = [x509.DNSName(each) for each in (NODE, OTHER)]
+    request = serving_request(NODE, lab.machine(NODE).address, sans=sans)
+    who = (f"--as=system:node:{NODE}", "--as-group=system:nodes", "--as-group=system:authenticated")
+    return kubectl(lab, "create", *who, "-f=-", "-o=jsonpath={.metadata.name}", stdin=json.dumps(request))
+
+
 def ask_anew(lab: LabState) -> None:
     """The node's kubelet has lost its serving certificate, and asks for one."""
     sh(lab, NODE, "rm /etc/kubernetes/cert/kubelet-server-current.pem; systemctl restart kubelet")
@@ -144,10 +155,7 @@ def is_served(running: Approver, *, after: dict[str, dict[str, Any]]) -> None:
 def test_a_kubelet_is_given_a_serving_certificate_by_the_pod_alone_and_a_forger_none(running: Approver) -> None:
     lab = running.lab
     before = requests(lab)
-    sans = [x509.DNSName(each) for each in (NODE, OTHER)]
-    forged = serving_request(NODE, lab.machine(NODE).address, sans=sans)
-    who = (f"--as=system:node:{NODE}", "--as-group=system:nodes", "--as-group=system:authenticated")
-    name = kubectl(lab, "create", *who, "-f=-", "-o=jsonpath={.metadata.name}", stdin=json.dumps(forged))
+    name = forged(lab)
 
     ask_anew(lab)
     is_served(running, after=before)
@@ -224,3 +232,103 @@ def test_one_that_is_stuck_is_started_anew(running: Approver) -> None:
         return bool(now["restartCount"] > started and now["ready"])
 
     until(fresh, "its kubelet sees it", seconds=60)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The other kind: a unit of systemd's
+
+UNIT = f"{approver.NAME}.service"
+HOME = "/srv/kubeworker"
+# Python and kubeworker come as a layer below the machine's own /usr: a plain Debian server has none.
+INSTALL = f"""\
+set -e
+mount -t overlay overlay -o lowerdir=/usr:/data/approver/usr /usr
+useradd --system --home-dir {HOME} kubeworker
+install -d -m 0700 -o kubeworker {HOME}
+cd {HOME}
+cp /etc/kubernetes/cert/ca.pem .
+cat > cluster.yaml <<'EOF'
+%s
+EOF
+cat > kubeconfig <<'EOF'
+%s
+EOF
+chmod 0600 kubeconfig
+chown kubeworker kubeconfig
+kubeworker csr service --kind systemd -f {HOME}/cluster.yaml > /etc/systemd/system/{UNIT}
+systemd-analyze verify --man=no /etc/systemd/system/{UNIT}
+systemctl daemon-reload
+systemctl start {UNIT}
+"""
+HASTIER = f"""\
+mkdir -p /run/systemd/system/{UNIT}.d
+printf '[Service]\\nWatchdogSec=5\\nRestartSec=1\\n' > /run/systemd/system/{UNIT}.d/test.conf
+systemctl daemon-reload
+systemctl restart {UNIT}
+"""
+REMOVE = f"""\
+systemctl stop {UNIT}
+rm -rf /etc/systemd/system/{UNIT} /run/systemd/system/{UNIT}.d {HOME}
+systemctl daemon-reload
+userdel kubeworker
+umount --lazy /usr
+rm -r /data/approver
+"""
+
+
+@pytest.fixture
+def unit(running: Approver) -> Iterator[None]:
+    """It runs on the node, with a token of the ServiceAccount and the certificate of the CA; the pod is away."""
+    lab = running.lab
+    kubectl(lab, "-n=kube-system", "scale", f"deployment/{approver.NAME}", "--replicas=0")
+    kubectl(lab, "-n=kube-system", "wait", "--for=delete", "pod", f"-l={label()}", "--timeout=30s")
+    place = lab.machine_folder(lab.machine(NODE)) / "data/approver"
+    shutil.copytree(approver_image.ensure_base(cache_folder() / "images", lambda _: None), place, symlinks=True)
+    approver_image.place_own(place)
+    config = json.loads(kubectl(lab, "-n=kube-system", "get", "configmap", approver.NAME, "-o=json"))["data"]
+    token = kubectl(lab, "-n=kube-system", "create", "token", approver.NAME)
+    kubeconfig = yaml.safe_load(config["kubeconfig"].replace(f"{approver.ACCOUNT}/ca.crt", f"{HOME}/ca.pem"))
+    kubeconfig["users"][0]["user"] = {"token": token}
+    cluster = yaml.safe_load(config["cluster.yaml"])
+    cluster["cluster"] |= {"ca": {"cert": "ca.pem"}, "kubeconfig": "kubeconfig"}
+    try:
+        sh(lab, NODE, INSTALL % (yaml.safe_dump(cluster), yaml.safe_dump(kubeconfig)))
+        yield
+    finally:
+        sh(lab, NODE, REMOVE)
+
+
+def properties(lab: LabState, *names: str) -> dict[str, str]:
+    lines = sh(lab, NODE, f"systemctl show --property={','.join(names)} {UNIT}").splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_as_a_unit_it_is_ready_when_started_approves_as_another_user_and_is_watched(
+    running: Approver, unit: None
+) -> None:
+    lab, before = running.lab, requests(running.lab)
+    assert properties(lab, "ActiveState", "User") == {"ActiveState": "active", "User": "kubeworker"}
+    name = forged(lab)
+
+    ask_anew(lab)
+
+    def said() -> str:
+        return sh(lab, NODE, f"journalctl --no-pager -o cat -u {UNIT}")
+
+    def done() -> bool:
+        new = [each for each in requests(lab).values() if each["metadata"]["name"] not in {*before, name}]
+        return any(issued(each) == shown(lab) != b"" for each in new) and "serving.san_dns" in said()
+
+    until(done, "approved and shown, and the forged one left", seconds=30)
+    assert not requests(lab)[name]["status"].get("conditions")
+    kubectl(lab, "delete", "csr", name)
+
+    # The unit's own patience is five minutes.
+    sh(lab, NODE, HASTIER)
+    first = properties(lab, "MainPID")
+    sh(lab, NODE, f"kill -STOP {first['MainPID']}")
+    anew = {"NRestarts": "1", "ActiveState": "active"}
+    until(lambda: properties(lab, *anew) == anew, "systemd sees it", seconds=40)
+    assert properties(lab, "MainPID") != first
+    sh(lab, NODE, f"systemctl stop {UNIT}")
+    assert properties(lab, "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
