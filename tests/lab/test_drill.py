@@ -116,7 +116,7 @@ def test_four_failures_are_measured_and_taken_back_after_what_a_killed_drill_lef
         times = [time[:19] for node in found["nodes"] for time in case["reloads"][node]]
         assert all(case["reloads"][node] for node in found["nodes"]), said
         assert len(set(times)) == len(times), said
-    # Which server one of these few sessions goes to is chance (kubelet dials several at once and keeps one): six of seven
-    # may meet on one, in a case, and not in all.
+    # Which server one of these few sessions goes to is chance (kubelet dials several at once and keeps one): six of
+    # seven may meet on one, in a case, and not in all.
     assert sum(case["after"][case["apiserver"]] > 0 for case in found["cases"]) >= 3, done.stdout
     assert any(case["even"] is not None for case in found["cases"]), done.stdout
