@@ -20,6 +20,7 @@ from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import NodeError
 from kubeworker.flow.api_reach import reach_api
 from kubeworker.flow.session import Session
+from kubeworker.io.node import Node
 
 START_SECONDS = 20
 """Until the probes listen: a slow machine takes seconds to start a few processes."""
@@ -51,17 +52,24 @@ async def reachability_of(session: Session, seen: Mapping[str, Observed], *, api
 
 
 async def _reach_peers(session: Session, seen: Mapping[str, Observed]) -> tuple[Fleet, Evidence]:
-    """Start a probe on each node, try in rounds, and end them all, however it comes."""
     inside = [_member(session, node) for node in session.cluster.nodes if node.name in seen]
     chosen = {node.name for node in session.selected}
     others = [node for node in session.cluster.nodes if node.name not in chosen]
     outside = [_member(session, node) for node in reachability.spread(others, reachability.FULL)]
-    trial = _Trial(session=session, fleet=reachability.fleet(inside, outside))
-    if not any(trial.fleet.targets):
-        return trial.fleet, trial.seen
-    listens = reachability.listens(trial.fleet)
+    return await try_all(reachability.fleet(inside, outside), session.connection)
+
+
+async def try_all(fleet: Fleet, connection: Callable[[str], Node]) -> tuple[Fleet, Evidence]:
+    """Start a probe on each node, try in rounds, and end them all, however it comes.
+
+    The fleet comes back without the probes that did not start.
+    """
+    trial = _Trial(fleet=fleet, connection=connection)
+    if not any(fleet.targets):
+        return fleet, trial.seen
+    listens = reachability.listens(fleet)
     async with asyncio.TaskGroup() as group:
-        for member in trial.fleet.probed:
+        for member in fleet.probed:
             group.create_task(trial.probe(member, listens[member.number]))
         try:
             await trial.conduct()
@@ -79,8 +87,8 @@ def _member(session: Session, node: NodeSpec) -> Member:
 class _Trial:
     """One run of all probes. Nothing of it is left on a node whose channel has closed."""
 
-    session: Session
     fleet: Fleet
+    connection: Callable[[str], Node]
     seen: Evidence = field(default_factory=Evidence)
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
     orders: dict[int, asyncio.Queue[bytes]] = field(default_factory=dict)
@@ -98,8 +106,8 @@ class _Trial:
             self.news.set()
 
         try:
-            connection = self.session.connection(member.name)
-            done = await connection.run(script, stdin=self._orders(member), on_line=hear)
+            node = self.connection(member.name)
+            done = await node.run(script, stdin=self._orders(member), on_line=hear)
             reason = f"its probe ended: {done.stderr.strip() or f'status {done.status}'}"
         except NodeError as error:
             reason = error.message
