@@ -130,8 +130,12 @@ def _mtu(need: PathMtu, asker: Member, target: Member, seen: Evidence) -> Pair:
     sent = seen.sent.get((asker.number, target.number, listen), ())
     status, what, blame = _passing(need, size, largest, sent)
     if status == "unknown":
-        way_name = f"UDP {need.udp_port}" if need.udp_port else "ICMP echo"
-        what, fix = f"not measured: {what or f'{way_name} does not pass'}", f"let {way_name} pass between the nodes"
+        name = f"UDP {need.udp_port}" if need.udp_port else "ICMP echo"
+        fix = f"let {name} pass between the nodes"
+        if not sent or target.number in seen.ended:
+            what = what or _why_not(asker, target, listen, seen)
+        else:
+            what = f"not measured: {name} does not pass"
     else:
         fix = f"an MTU of {size} on every interface and switch on the way, or {need.setting}: {largest} ({need.why})"
     return Pair(
@@ -149,7 +153,7 @@ def _mtu(need: PathMtu, asker: Member, target: Member, seen: Evidence) -> Pair:
 
 def _passing(need: PathMtu, size: int, largest: int, sent: Sequence[Sent]) -> _Judged:
     if not size:
-        return "unknown", "the node's interface is not known", "asker"
+        return "unknown", "not measured: the node's interface is not known", "asker"
     if largest >= size:
         return "ok", f"packets of {size} bytes pass", "either"
     if not largest:

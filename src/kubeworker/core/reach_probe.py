@@ -209,7 +209,7 @@ _SCRIPT = """\
 LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 export LC_ALL PATH
 command -v perl > /dev/null || {{ echo missing; exit 0; }}
-interface=$(ip -o addr show to {address} | {{ read -r _ name _ && printf %s "$name"; }})
+interface=$(ip -o addr show to {address} | {{ read -r _ name _ && printf %s "${{name%%@*}}"; }})
 mtu=
 [ -z "$interface" ] || read -r mtu < "/sys/class/net/$interface/mtu"
 for peer in {routes}; do
@@ -221,6 +221,6 @@ for peer in {routes}; do
   esac
 done
 # The program comes by a descriptor of its own: standard input is for orders.
-exec perl /dev/fd/3 "${{interface%%@*}}" "$mtu" {arguments} 3<< 'END-OF-PROGRAM'
+exec perl /dev/fd/3 "$interface" "$mtu" {arguments} 3<< 'END-OF-PROGRAM'
 {program}END-OF-PROGRAM
 """

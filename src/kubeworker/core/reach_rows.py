@@ -188,12 +188,17 @@ def _watching(fleet: Fleet, seen: Evidence) -> Iterator[Row]:
             check, name = f"reach-{need.protocol}-{need.port}", f"{need.protocol.upper()} {need.port}"
             if watched.state == "failed":
                 message = f"{member.name} can't listen on {name} of {member.address}: {watched.detail}"
-                fix = "`address` must be an address of the machine's own"
-                yield Row(node=member.name, id=check, status="unknown", message=message, fix=fix)
+                yield Row(node=member.name, id=check, status="unknown", message=message, fix=_unwatched(watched))
             elif _foreign(need, watched):
                 message = f"{name} is held by {watched.detail}, not by {need.process}: the others reach that"
                 fix = f"stop {watched.detail}"
                 yield Row(node=member.name, id=check, status="warning", message=message, fix=fix)
+
+
+def _unwatched(watched: Watched) -> str:
+    if watched.detail == "Cannot assign requested address":
+        return "`address` must be an address of the machine's own"
+    return "as root it must be allowed to listen: CAP_NET_BIND_SERVICE, and CAP_NET_RAW for datagrams"
 
 
 def _foreign(need: NodeToNode, watched: Watched) -> bool:

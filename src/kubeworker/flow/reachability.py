@@ -19,6 +19,7 @@ from kubeworker.core.reachability import Evidence, Fleet, Member, Try
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import NodeError
 from kubeworker.flow.api_reach import reach_api
+from kubeworker.flow.events import NodeStarted
 from kubeworker.flow.session import Session
 from kubeworker.io.node import Node
 
@@ -43,6 +44,8 @@ class Reachability:
 
 async def reachability_of(session: Session, seen: Mapping[str, Observed], *, api_token: bool) -> Reachability:
     """Have the nodes that were seen try it. Changes nothing on them; for `api_token` see `reach_api`."""
+    for name in seen:
+        session.report(NodeStarted(node=name, what="reach"))
     async with asyncio.TaskGroup() as group:
         peers = group.create_task(_reach_peers(session, seen))
         api = group.create_task(reach_api(session, seen, api_token=api_token))

@@ -205,6 +205,13 @@ def test_datagrams_that_the_nodes_own_filter_keeps_are_the_senders() -> None:
     ) in wrong(fleet, seen)
 
 
+def test_a_probe_that_dies_says_nothing_of_the_packets_to_it() -> None:
+    fleet, seen = sent("ab", VXLAN, TUNNEL, target="b", largest=0)
+    seen.ended[1] = "the connection was lost"
+    texts = {message for node, check, _, message in wrong(fleet, seen) if check != "reach"}
+    assert texts == {"a -> b: not tried: b: the connection was lost"}
+
+
 def test_a_black_hole_and_the_largest_size_that_passes() -> None:
     fleet, seen = sent("abc", VXLAN, TUNNEL, target="b", largest=1450)
     text = "a, c -> b: packets above 1450 bytes are lost, and nobody says so (black hole; 1500 are to pass)"
