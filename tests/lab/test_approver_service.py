@@ -98,7 +98,7 @@ def running(deployed: LabState) -> Iterator[Approver]:
         # The record of issued keys is the cluster's, whoever approves.
         mine = [each for each in objects if each["metadata"]["name"] != KEYS_RECORD]
         kubectl(lab, "delete", "--wait=true", "--timeout=60s", "-f=-", stdin=yaml.safe_dump_all(mine))
-        sh(lab, NODE, f"/opt/k8s/bin/ctr -n k8s.io images rm {approver_image.REFERENCE}")
+        sh(lab, NODE, f"/opt/k8s/bin/crictl rmi {approver_image.REFERENCE}")
 
 
 def requests(lab: LabState) -> dict[str, dict[str, Any]]:

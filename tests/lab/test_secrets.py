@@ -39,7 +39,7 @@ INLINE, IN_FILE = "the registry's password in cluster.yaml", "the registry's pas
 PASSWORDS = {INLINE: "Basic aW5saW5lOmNhbmFyeS1wYXNzd29yZC0x", IN_FILE: "Basic ZmlsZTpjYW5hcnktcGFzc3dvcmQtMg=="}
 REGISTRY_KEY, PROXY_KEY = "the registry's client key", "kube-proxy's key"
 CLIENT_KEY, SERVING_KEY = "kubelet's client key", "kubelet's serving key"
-TOKEN = "the bootstrap token"
+TOKEN = "a bootstrap token"
 
 ON_THE_NODE = {
     PROXY_KEY: ("/etc/kubernetes/kube-proxy.kubeconfig",),
@@ -146,6 +146,7 @@ COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     # what is run, in this order, with the exit code that it has
     "plan, as text in full": (2, ("plan", "--full", "--node", NODE)),
     "plan, as JSON": (2, ("plan", "--json", "--json-events", "--node", NODE)),
+    "preflight": (0, ("preflight", "--json", "--json-events", "--node", NODE)),
     "render": (0, ("render", "--json", "--out", "OUT/rendered")),
     "apply": (0, ("apply", "--yes", "--json", "--json-events", "--node", NODE)),
     "requests": (0, ("csr", "list", "--json")),
@@ -264,7 +265,7 @@ def join(deployed: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             for name in COMMANDS:
                 say(operator, seen, name)
         told(lab, began, seen / "told")
-        assert len(tokens) == 1, "a token was made for the node"
+        assert len(tokens) == 2, "one for preflight, one for the join"
         yield Join(operator=operator, folder=folder, seen=seen, stamp=stamp, secrets=known(lab, folder, tokens))
     as_root.apply("--node", NODE)
 
