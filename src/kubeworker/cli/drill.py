@@ -44,9 +44,14 @@ def apiserver(
     from kubeworker.cli.output import console, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_drill import print_drill
+    from kubeworker.errors import LabError
     from kubeworker.lab import drill
 
-    found = lab.find(name, labs=state_dir)
+    try:
+        found = lab.find(name, labs=state_dir)
+    except LabError as error:
+        hint = f"a drill breaks a kube-apiserver, so it works on labs only: kubeworker lab up --name {name}"
+        raise LabError(error.message, subject=error.subject, hint=hint) from None
     with reporting(json_events=json_events) as report:
         done = drill.apiserver(found, case, report, node=node)
     if json:

@@ -166,7 +166,8 @@ def _case(lab: LabState, lookout: Lookout, given: Credentials, proxy: Proxy, cas
 
 def _until_served(clients: Clients, proxy: Proxy) -> None:
     end = time.monotonic() + START_LIMIT
-    while not (clients.told.servers and clients.told.steady(0.0)):
+    # Their first requests may come before the API servers' authorizers have heard of their rights.
+    while not (clients.told.servers and clients.told.steady(time.monotonic() - 1.0)):
         if time.monotonic() > end:
             said = clients.told.errors("kept", 0.0) | clients.told.errors("dial", 0.0)
             raise LabError(f"{proxy.listen} does not serve the clients there: {said}", subject=proxy.node)
