@@ -130,10 +130,10 @@ def _with_lists(command: list[str], words: Iterable[str]) -> str:
 def _check_python(packages: Iterable[_Package]) -> None:
     """LabError unless Debian's Python is of this one's version: compiled libraries are made for one."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    debians = {match[1] for each in packages if (match := re.fullmatch(r"python(3\.\d+)-minimal", each.name))}
-    if here not in debians:
+    there = {match[1] for each in packages if (match := re.fullmatch(r"python(3\.\d+)-minimal", each.name))}
+    if here not in there:
         raise LabError(
-            f"this is Python {here}, and Debian's here is {', '.join(sorted(debians)) or 'none'}",
+            f"this is Python {here}, and Debian's here is {', '.join(sorted(there)) or 'none'}",
             subject="the approver's image",
             hint="make .venv with Debian's own Python (PYTHON=/usr/bin/python3 scripts/setup), or build "
             "packaging/Containerfile",
