@@ -108,34 +108,38 @@ class _Check:
     def _charge(self, what: str) -> Iterator[Row]:
         """Rows of the nodes that this trouble is charged to."""
         by_target: dict[str, list[Pair]] = {}
-        for asker, asked in self.asked.items():
+        for asked in self.asked.values():
             own = [pair for pair in asked if pair.what == what and pair.status != "ok"]
+            outside = [pair for pair in own if pair.target not in self.askers]
             if own and self._asker_is_to_blame(own):
-                everywhere = self._everywhere(own)
-                targets = f"all {len(own)} others" if everywhere else _listed([pair.target for pair in own])
-                # Each node outside this run may be down; not all of them at once.
-                status: Status = "failed" if everywhere and self._outside(own[0]) else own[0].status
-                yield self._row(asker, status, f"{asker} -> {targets}: {what}", own[0].fix_asker)
+                yield self._of_asker(own, outside)
                 continue
+            if outside:
+                yield self._of_asker(outside, outside)
             for pair in own:
-                by_target.setdefault(pair.target, []).append(pair)
+                if pair.target in self.askers:
+                    by_target.setdefault(pair.target, []).append(pair)
         for target, theirs in by_target.items():
             askers = _listed([pair.asker for pair in theirs])
             yield self._row(target, theirs[0].status, f"{askers} -> {target}: {what}", theirs[0].fix_target)
 
+    def _of_asker(self, own: Sequence[Pair], outside: Sequence[Pair]) -> Row:
+        first = own[0]
+        targets = f"all {len(own)} others" if self._everywhere(own) else _listed([pair.target for pair in own])
+        # Each node outside this run may be down; not all of them at once.
+        others = [pair for pair in self.asked[first.asker] if pair.target not in self.askers]
+        all_of_them = len(outside) == len(others) > 1 and outside[0].status == "warning"
+        status: Status = "failed" if all_of_them else first.status
+        return self._row(first.asker, status, f"{first.asker} -> {targets}: {first.what}", first.fix_asker)
+
     def _asker_is_to_blame(self, own: Sequence[Pair]) -> bool:
-        """It says so, or the other is not in this run, or it reaches none of several, of which others reach some."""
-        if own[0].blame == "asker" or own[0].target not in self.askers:
-            return True
-        return self._everywhere(own) and any(
-            other.status == "ok" for pair in own for other in self.reached[pair.target]
+        """It says so, or it reaches none of several, of which others reach some."""
+        return own[0].blame == "asker" or (
+            self._everywhere(own) and any(other.status == "ok" for pair in own for other in self.reached[pair.target])
         )
 
     def _everywhere(self, own: Sequence[Pair]) -> bool:
         return len(own) == len(self.asked[own[0].asker]) > 1
-
-    def _outside(self, pair: Pair) -> bool:
-        return pair.status == "warning" and pair.target not in self.askers
 
     def _row(self, node: str, status: Status, message: str, fix: str = "") -> Row:
         return Row(node=node, id=self.id, status=status, message=message, fix=fix)

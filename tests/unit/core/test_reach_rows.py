@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.core.test_reachability import ICMP, KUBELET, ROUTED, TCP, TUNNEL, UDP, VXLAN, member, watching
 
 from kubeworker.core import reach_rows, reachability
@@ -179,6 +181,15 @@ def test_where_none_of_those_outside_is_reached_it_is_a_failure() -> None:
     assert [(node, status) for node, _, status, _ in wrong(fleet, seen)] == [("a", "failed")]
 
 
+def test_those_outside_and_those_inside_that_fail_alike_are_told_apart() -> None:
+    broken: Broken = {("a", "b"): DROPPED, ("a", "x"): DROPPED}
+    fleet, seen = connected("abc", broken, outside="xyz")
+    assert [(node, status, message[:7]) for node, _, status, message in wrong(fleet, seen)] == [
+        ("a", "warning", "a -> x:"),
+        ("b", "failed", "a -> b:"),
+    ]
+
+
 def test_a_node_outside_the_run_that_refuses_shows_nothing() -> None:
     fleet, seen = connected("a", {("a", "x"): ("refused", ""), ("a", "y"): ("refused", "")}, outside="xy")
     ((_, _, status, message),) = wrong(fleet, seen)
@@ -283,3 +294,21 @@ def test_a_large_fleet_has_no_matrix_and_says_that_each_tries_some() -> None:
     assert reach_rows.matrix(fleet, seen) is None
     rows = reach_rows.rows(fleet, seen)
     assert {row.message for row in rows} == {"reaches 16 of 16, reached by 16 of 16 (of 41, each tries some)"}
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from("abcdxyz")).filter(lambda pair: pair[0] != pair[1]),
+        st.sampled_from([DROPPED, ("refused", ""), ("error", "Permission denied"), ("other", "")]),
+    )
+)
+def test_no_pair_that_fails_is_ever_passed_over(broken: Broken) -> None:
+    fleet, seen = connected("abcd", broken, outside="xyz")
+    told: set[tuple[str, str]] = set()
+    for _, _, _, message in wrong(fleet, seen):
+        askers, _, rest = message.partition(" -> ")
+        targets = rest.partition(":")[0]
+        for asker in askers.split(", "):
+            everyone = [other for other in "abcdxyz" if other != asker]
+            told.update((asker, target) for target in (everyone if "others" in targets else targets.split(", ")))
+    assert told == set(broken)
