@@ -104,9 +104,6 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
         cp {client} /etc/kubernetes/old-key.pem && chmod 0604 /etc/kubernetes/old-key.pem
         """,
     )
-    others = [{"kind": "Group", "name": "others", "apiGroup": "rbac.authorization.k8s.io"}]
-    kubectl(lab, "patch", "clusterrolebinding", "kubelet-bootstrap", "-p", json.dumps({"subjects": others}))
-    kubectl(lab, "delete", "clusterrolebinding", "kube-apiserver:kubelet-apis")
     lab.ca_key.chmod(0o644)
 
     def changed(document: dict[str, Any]) -> None:
@@ -118,6 +115,9 @@ def test_each_change_is_named_with_who_made_it_and_apply_heals_them_all(healed: 
     try:
         with operator.changed(changed) as other:
             until(lambda: _request(look(other)[1]) is not None, "a serving request that is stuck", seconds=40)
+            others = [{"kind": "Group", "name": "others", "apiGroup": "rbac.authorization.k8s.io"}]
+            kubectl(lab, "patch", "clusterrolebinding", "kubelet-bootstrap", "-p", json.dumps({"subjects": others}))
+            kubectl(lab, "delete", "clusterrolebinding", "kube-apiserver:kubelet-apis")
             code, document = look(other)
             for_people = other.run("status", *ONLY)
     finally:
