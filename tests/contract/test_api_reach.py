@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from tests.contract.control_plane import ControlPlane
@@ -120,14 +123,13 @@ def test_one_that_is_not_ready(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_known_and_one_that_speaks_no_tls() -> None:
     with socket.create_server(("127.0.0.1", 0)) as plain:
-        import threading
 
         def answer() -> None:
             connection, _ = plain.accept()
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             connection.close()
 
-        thread = threading.Thread(target=answer)
+        thread = Thread(target=answer)
         thread.start()
         endpoint = f"127.0.0.1:{plain.getsockname()[1]}"
         answers = ask(endpoint, "no-such-host.invalid:6443")
@@ -139,11 +141,36 @@ def test_a_name_that_is_not_known_and_one_that_speaks_no_tls() -> None:
     assert any("no-such-host.invalid:6443: its name is not known on the node" in message for message in found), found
 
 
-def test_one_that_takes_the_connection_and_goes_silent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        found = rows(ask(f"127.0.0.1:{silent.getsockname()[1]}"))
+def test_one_that_takes_the_connection_and_goes_silent_and_who_sees_the_token_meanwhile() -> None:
+    places: set[str] = set()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, f"127.0.0.1:{silent.getsockname()[1]}", token="0sampl.ed0123456789abcd")
+        while not asking.done():
+            places.update(found_in_processes(b"ed0123456789abcd"))
+        found = rows(asking.result())
     assert found["api"].status == "failed"
     assert "it takes the connection, and then nothing comes" in found["api"].message
+    assert places == set()
+
+
+def found_in_processes(secret: bytes) -> list[str]:
+    """Arguments and environments, of all processes of this host, that hold it."""
+    found = []
+    for file in (file for kind in ("cmdline", "environ") for file in Path("/proc").glob(f"[0-9]*/{kind}")):
+        with suppress(OSError):
+            if secret in file.read_bytes():
+                found.append(str(file))
+    return found
+
+
+def test_secrets_are_found_in_processes() -> None:
+    """The net that the test above casts."""
+    secret = "in-plain-sight-0123"
+    with subprocess.Popen(["sleep", "30"], env={**os.environ, "TOKEN": secret}) as process:
+        try:
+            assert f"/proc/{process.pid}/environ" in found_in_processes(secret.encode())
+        finally:
+            process.kill()
 
 
 def test_a_node_without_curl_says_so(tmp_path: Path) -> None:
