@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterable, Callable
@@ -20,10 +21,12 @@ from kubeworker.io.node import Node, Result
 
 pytestmark = pytest.mark.timeout(120)
 
+PORT = 20_000 + os.getpid() % 8000
+"""Two runs on one host don't meet."""
 NEEDS = (
-    NodeToNode(protocol="tcp", port=20251, why="kubelet", process="kubelet"),
-    NodeToNode(protocol="udp", port=28473, why="vxlan"),
-    PathMtu(packet=1500, udp_port=28473, why="vxlan", setting="components.cilium.mtu"),
+    NodeToNode(protocol="tcp", port=PORT, why="kubelet", process="kubelet"),
+    NodeToNode(protocol="udp", port=PORT, why="vxlan"),
+    PathMtu(packet=1500, udp_port=PORT, why="vxlan", setting="components.cilium.mtu"),
 )
 
 
@@ -85,7 +88,7 @@ async def test_a_large_fleet_with_a_few_that_differ() -> None:
             raise NodeUnreachable("the connection was lost", subject=name)
         return Here(name)
 
-    with socket.create_server((addresses["n07"], 20251)):
+    with socket.create_server((addresses["n07"], PORT)):
         fleet, seen = await try_all(reachability.fleet(members), connection)
     rows = {(row.node, row.id): row for row in reach_rows.rows(fleet, seen)}
     assert reach_rows.matrix(fleet, seen) is None
@@ -96,9 +99,9 @@ async def test_a_large_fleet_with_a_few_that_differ() -> None:
     assert all("reached by" in row.message and "each tries some" in row.message for row in well.values())
     assert len(well) == 3 * (count - len(odd))
 
-    own = rows["n05", "reach-tcp-20251"]
+    own = rows["n05", f"reach-tcp-{PORT}"]
     assert (own.status, own.fix) == ("unknown", "`address` must be an address of the machine's own")
-    held = rows["n07", "reach-tcp-20251"]
+    held = rows["n07", f"reach-tcp-{PORT}"]
     assert held.status == "warning"
     assert "not by kubelet: the others reach that" in held.message
     gone = rows["n09", "reach"]

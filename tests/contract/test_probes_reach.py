@@ -18,7 +18,9 @@ import pytest
 from kubeworker.core import reach_probe
 from kubeworker.core.reach_probe import Connected, Got, Line, Listen, Missing, Ready, Sent, Watched
 
-TCP, UDP, ICMP = Listen(protocol="tcp", port=20250), Listen(protocol="udp", port=28472), Listen(protocol="icmp")
+PORT = 20_000 + os.getpid() % 8000
+"""Two runs on one host don't meet."""
+TCP, UDP, ICMP = Listen(protocol="tcp", port=PORT), Listen(protocol="udp", port=PORT), Listen(protocol="icmp")
 
 
 @dataclass(kw_only=True)
