@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from tests.unit.shells import SHELLS
 from kubeworker.core import api_reach, bootstrap_token
 from kubeworker.core.api_reach import Answer, Caller
 from kubeworker.core.preflight import Row
+from kubeworker.flow.api_reach import short_tokens
+from kubeworker.flow.events import Event
 from kubeworker.lab import pki
 
 pytestmark = pytest.mark.timeout(60)
@@ -202,3 +205,23 @@ async def test_a_real_kube_apiserver_tells_tokens_and_certificates_apart(
     pem.write_bytes(pair.cert + pair.key)
     strange = rows(ask(endpoint, ca=ca, caller="certificate", token="", certificate=str(pem)), "certificate")
     assert strange["api-token"].message == f"w -> {endpoint}: kubelet's client certificate is not accepted (401)"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001, 0.005, 0.02, 0.05, 0.2])
+async def test_tokens_are_gone_whenever_the_check_is_cancelled(control_plane: ControlPlane, seconds: float) -> None:
+    events: list[Event] = []
+    async with admin(control_plane) as kube:
+        await kube.nodes()  # a connection is there, as in a run
+
+        async def check() -> None:
+            async with short_tokens(kube, [f"w-{number}" for number in range(20)], events.append):
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(check())
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.2)
+        assert [token for token in await kube.tokens() if token.node.startswith("w-")] == []
+        assert events == []

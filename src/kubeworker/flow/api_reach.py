@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from kubeworker.core.observed import Observed
 from kubeworker.core.preflight import Row
 from kubeworker.core.probe import KUBELET_CLIENT_CERT
 from kubeworker.errors import ApiError, CredentialsError, KubeworkerError
-from kubeworker.flow.events import Warning_
+from kubeworker.flow.events import Reporter, Warning_
 from kubeworker.flow.session import Session
 from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
 from kubeworker.io.kube import Kube
@@ -35,7 +36,7 @@ async def reach_api(session: Session, seen: Mapping[str, Observed], *, api_token
     now = datetime.now(UTC)
     members = {name for name, observed in seen.items() if joined.has_joined(name, observed, session.ca, now)}
     waiting = [name for name in seen if name not in members]
-    async with _tokens(session, waiting if api_token else ()) as tokens:
+    async with short_tokens(session.kube, waiting if api_token else (), session.report) as tokens:
 
         async def work(name: str) -> tuple[Row, ...]:
             return await _ask(session, name, tokens.get(name), has_joined=name in members)
@@ -74,11 +75,10 @@ def _why_none(session: Session, token: BootstrapToken | KubeworkerError | None) 
 
 
 @asynccontextmanager
-async def _tokens(
-    session: Session, nodes: Sequence[str]
+async def short_tokens(
+    kube: Kube | None, nodes: Sequence[str], report: Reporter
 ) -> AsyncIterator[Mapping[str, BootstrapToken | KubeworkerError]]:
     """A token for each node, or why it has none; all of them are deleted at the end, however it comes."""
-    kube = session.kube
     if kube is None or not nodes:
         yield {}
         return
@@ -92,21 +92,23 @@ async def _tokens(
         await kube.create(bootstrap_token.document(tokens[node]))
         return tokens[node]
 
+    making = asyncio.ensure_future(fan_out(tuple(tokens), create, limit=_AT_ONCE))
     try:
-        made = await fan_out(tuple(tokens), create, limit=_AT_ONCE)
+        made = await asyncio.shield(making)
         yield {node: each.value if isinstance(each, Ok) else each.error for node, each in made.items()}
     finally:
-        # All, for a request that was cut off may have made its token nevertheless.
-        await _delete(session, kube, tokens)
+        # Cut off, a request could still make its token when the deletion is through.
+        await making
+        await _delete(kube, tokens, report)
 
 
-async def _delete(session: Session, kube: Kube, tokens: Mapping[str, BootstrapToken]) -> None:
+async def _delete(kube: Kube, tokens: Mapping[str, BootstrapToken], report: Reporter) -> None:
     async def delete(node: str) -> None:
         try:
             await kube.delete_token(tokens[node])
         except (ApiError, CredentialsError) as error:
             text = f"its bootstrap token was not deleted: {error.message}. It expires within {LIFETIME.seconds // 60} "
             text += f"minutes; sooner with: kubeworker token revoke {tokens[node].id}"
-            session.report(Warning_(subject=node, text=text))
+            report(Warning_(subject=node, text=text))
 
     await fan_out(tuple(tokens), delete, limit=_AT_ONCE)
