@@ -21,6 +21,7 @@ from kubeworker.lab.admin_api import AdminApi
 from kubeworker.lab.drill_client import Clients, Credentials, Told
 from kubeworker.lab.drill_look import Lookout
 from kubeworker.lab.drill_watch import NODES, Watch
+from kubeworker.lab.kinds import run
 from kubeworker.lab.state import LabState, Machine
 
 QUIET_SECONDS = 3.0
@@ -131,6 +132,7 @@ class _Moments:
 
 
 def _case(lab: LabState, lookout: Lookout, given: Credentials, proxy: Proxy, case: Case, report: Reporter) -> Result:
+    _fresh(lab, lookout, report)
     _until_healthy(lab, lookout)
     began = time.monotonic()
     with drill_client.running(
@@ -162,6 +164,17 @@ def _case(lab: LabState, lookout: Lookout, given: Credentials, proxy: Proxy, cas
     moments = _Moments(began=began, fault=fault, released=released, returned=returned, ended=time.monotonic())
     reloads = {node: watch.reloads(node, clock) for node in lookout.nodes}
     return _result(case, victim, watch, moments, before=before, during=during, reloads=reloads)
+
+
+def _fresh(lab: LabState, lookout: Lookout, report: Reporter) -> None:
+    """Where no probe does it, have sessions go where new ones go: those that an earlier case has moved would stay."""
+    for node in sorted(set(lookout.nodes) - set(lookout.probed)):
+        done = run(lab, lab.machine(node), "systemctl restart kube-nginx")
+        if done.returncode != 0:
+            raise LabError(f"kube-nginx was not restarted: {done.stderr.strip()}", subject=node)
+        report(
+            Note(subject=node, text="kube-nginx is restarted: without a probe, sessions stay where a case moved them")
+        )
 
 
 def _until_served(clients: Clients, proxy: Proxy) -> None:
