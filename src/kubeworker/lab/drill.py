@@ -180,7 +180,7 @@ def _fresh(lab: LabState, lookout: Lookout, report: Reporter) -> None:
 def _until_served(clients: Clients, proxy: Proxy) -> None:
     end = time.monotonic() + START_LIMIT
     # Their first requests may come before the API servers' authorizers have heard of their rights.
-    while not (clients.told.servers and clients.told.steady(time.monotonic() - 1.0)):
+    while not (clients.told.servers and clients.told.steady(time.monotonic() - 1.0, answers=3)):
         if time.monotonic() > end:
             said = clients.told.errors("kept", 0.0) | clients.told.errors("dial", 0.0)
             raise LabError(f"{proxy.listen} does not serve the clients there: {said}", subject=proxy.node)
