@@ -107,11 +107,22 @@ def heal(lab: LabState, report: Reporter) -> None:
     restore(lab, machine)
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP wait until the end of the block: for this process and those that it starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    came: list[int] = []
+    # A blocked signal is blocked for the commands that are started here too, which a terminal's Ctrl-C reaches as well.
+    # But any other thread (a live table has one) still takes it, and Python's handler then runs in this one.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _STOPS}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for stop in came[:1]:
+            signal.raise_signal(stop)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from kubeworker.core import recipe
@@ -33,6 +39,31 @@ def test_every_fault_is_taken_back_by_the_same_script(case: Case) -> None:
     assert undone in drill_fault.RESTORE
     if case in {"blackholed", "unready"}:
         assert f"table ip {drill_fault.TABLE}" in text
+
+
+def restoring(steps: list[str], meanwhile: Callable[[], object]) -> None:
+    with drill_fault.undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        meanwhile()
+        steps.append("restored")
+    steps.append("went on")
+
+
+def test_a_stop_in_the_middle_of_taking_back_comes_when_that_is_done() -> None:
+    steps: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        restoring(steps, lambda: None)
+    assert steps == ["restored"]
+
+
+def test_so_it_does_where_another_thread_takes_the_signal() -> None:
+    steps: list[str] = []
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        # A thread that was there before blocks nothing, as a live table's.
+        threads.submit(time.sleep, 0).result()
+        with pytest.raises(KeyboardInterrupt):
+            restoring(steps, lambda: threads.submit(time.sleep, 0.05).result())
+    assert steps == ["restored"]
 
 
 def test_the_clients_may_read_one_configmap_and_nothing_else() -> None:
