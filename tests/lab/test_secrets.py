@@ -252,22 +252,24 @@ def join(deployed: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         document["ssh"]["user"] = "ops"
         document["components"]["containerd"]["mirrors"] = registry(folder)
 
-    with as_root.changed(change) as operator:
-        operator.file.chmod(0o600)
-        forget(lab)
-        began, root = time.time(), root_of(lab, lab.machine(NODE))
-        registries = f"etc/containerd/certs.d/{REGISTRY}"
-        volatile = [root / place for place in ("etc/kubernetes", "etc/kubernetes/cert", registries, "tmp", "run")]
-        with ExitStack() as watched:
-            tokens = watched.enter_context(tokens_of(lab))
-            watched.enter_context(Sampler([*volatile, Path("/tmp"), Path("/dev/shm")]).running(seen / "sampled"))
-            watched.enter_context(leaks.traced(sshd(lab, lab.machine(NODE)), seen / "started on the node"))
-            for name in COMMANDS:
-                say(operator, seen, name)
-        told(lab, began, seen / "told")
-        assert len(tokens) == 2, "one for preflight, one for the join"
-        yield Join(operator=operator, folder=folder, seen=seen, stamp=stamp, secrets=known(lab, folder, tokens))
-    as_root.apply("--node", NODE)
+    try:
+        with as_root.changed(change) as operator:
+            operator.file.chmod(0o600)
+            forget(lab)
+            began, root = time.time(), root_of(lab, lab.machine(NODE))
+            registries = f"etc/containerd/certs.d/{REGISTRY}"
+            volatile = [root / place for place in ("etc/kubernetes", "etc/kubernetes/cert", registries, "tmp", "run")]
+            with ExitStack() as watched:
+                tokens = watched.enter_context(tokens_of(lab))
+                watched.enter_context(Sampler([*volatile, Path("/tmp"), Path("/dev/shm")]).running(seen / "sampled"))
+                watched.enter_context(leaks.traced(sshd(lab, lab.machine(NODE)), seen / "started on the node"))
+                for name in COMMANDS:
+                    say(operator, seen, name)
+            told(lab, began, seen / "told")
+            assert len(tokens) == 2, "one for preflight, one for the join"
+            yield Join(operator=operator, folder=folder, seen=seen, stamp=stamp, secrets=known(lab, folder, tokens))
+    finally:
+        as_root.apply("--node", NODE)
 
 
 def test_no_secret_is_in_arguments_environment_output_logs_units_or_objects(join: Join) -> None:
@@ -359,6 +361,36 @@ def test_no_process_of_the_join_has_left_its_memory_in_a_file(join: Join) -> Non
     assert cores == ""
     here = [path for folder in (Path("/"), Path.cwd(), Path("/tmp")) for path in folder.glob("core*")]
     assert [path for path in here if path.is_file() and path.stat().st_mtime > join.stamp.stat().st_mtime] == []
+
+
+BOOTSTRAP = "/etc/kubernetes/kubelet-bootstrap.kubeconfig"
+
+
+def test_a_join_that_is_killed_leaves_its_secrets_to_root_alone(join: Join) -> None:
+    lab = join.operator.lab
+    forget(lab)
+    with tokens_of(lab) as tokens:
+        process = join.operator.start("apply", "--yes", "--node", NODE)
+        assert process.stderr
+        assert any(f"file {BOOTSTRAP}" in line for line in process.stderr), "it came to the token's file"
+        process.kill()
+        process.wait()
+    # The node's own script goes on for a while: now all is there that it makes on its way.
+    secrets = [*join.secrets, *(leaks.text(TOKEN, half) for half in tokens)]
+    root = root_of(lab, lab.machine(NODE))
+    without = [root / place for place in IMAGES]
+    found = leaks.search(secrets, [root / place for place in NODE_PLACES], join.folder, without=without)
+
+    def allowed(secret: str, path: str) -> bool:
+        return allowed_on_the_node(secret, path) or (secret == TOKEN and path.startswith((BOOTSTRAP, KEPT)))
+
+    assert leaks.leaks(found, shown=lambda path: f"/{path.relative_to(root)}", allowed=allowed) == []
+    assert TOKEN in found[root / BOOTSTRAP.lstrip("/")], "it would have found it"
+    assert leaks.search(secrets[-len(tokens) :], [Path("/tmp"), lab.folder / ".kubeworker"], join.folder) == {}
+
+    # The next run takes the token back, and its file away.
+    join.operator.apply("--node", NODE)
+    assert left_on_the_node(lab, secrets, join.folder) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------
