@@ -191,6 +191,41 @@ def tokens_of(lab: LabState) -> Iterator[list[str]]:
         halves += sorted({base64.b64decode(line).decode() for line in output.split()})
 
 
+CHANGING = ("leases", "configmaps", "events", "nodes", "certificatesigningrequests")
+"""Kinds that a run writes, or has written: what stands in them for a moment counts too."""
+
+
+@contextmanager
+def objects_of_a_moment(lab: LabState, seen: Path) -> Iterator[None]:
+    """Every state of these objects while the block runs, in files."""
+    command = [str(lab.folder / "bin/kubectl"), f"--kubeconfig={lab.kubeconfig}", "get", "--all-namespaces", "--watch"]
+    with ExitStack() as files:
+        watchers = [
+            subprocess.Popen(
+                [*command, "--show-managed-fields", "-o=json", kind],
+                stdout=files.enter_context((seen / f"{kind} as they changed").open("wb")),
+            )
+            for kind in CHANGING
+        ]
+        try:
+            yield
+        finally:
+            for each in watchers:
+                each.terminate()
+                each.wait(timeout=20)
+
+
+def states(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON documents of a watch, which follow one another."""
+    decoder, at = json.JSONDecoder(), 0
+    while start := text.find("{", at) + 1:
+        try:
+            document, at = decoder.raw_decode(text, start - 1)
+        except ValueError:
+            return  # the last one was cut when the watch was ended
+        yield document
+
+
 def forget(lab: LabState) -> None:
     """The node as if it had never joined: it has no credentials, and every service starts anew."""
     sh(lab, NODE, "systemctl stop kubelet kube-proxy kube-nginx containerd")
@@ -261,6 +296,7 @@ def join(deployed: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             volatile = [root / place for place in ("etc/kubernetes", "etc/kubernetes/cert", registries, "tmp", "run")]
             with ExitStack() as watched:
                 tokens = watched.enter_context(tokens_of(lab))
+                watched.enter_context(objects_of_a_moment(lab, seen))
                 watched.enter_context(Sampler([*volatile, Path("/tmp"), Path("/dev/shm")]).running(seen / "sampled"))
                 watched.enter_context(leaks.traced(sshd(lab, lab.machine(NODE)), seen / "started on the node"))
                 for name in COMMANDS:
@@ -296,6 +332,10 @@ def test_it_was_a_whole_join_and_all_of_it_was_seen(join: Join) -> None:
     for identifier in ("sshd", "sudo", "kubelet", "kube-proxy", "containerd"):
         assert f"SYSLOG_IDENTIFIER={identifier}\n" in told[f"journal of {NODE}"], identifier
     assert "SYSLOG_IDENTIFIER=kube-apiserver\n" in told[f"journal of {lab.control_plane[0].name}"]
+    # The Lease as it was while the run held it, which the end of the run gives back.
+    leases = states((join.seen / "leases as they changed").read_text())
+    assert [each for each in leases if each["metadata"]["name"] == "kubeworker" and each["spec"].get("holderIdentity")]
+    assert all((join.seen / f"{kind} as they changed").stat().st_size for kind in CHANGING)
     assert {"Event", "ConfigMap", "Lease", "CertificateSigningRequest"} <= {
         each["kind"] for each in json.loads(told["objects"])["items"]
     }
