@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -125,3 +126,14 @@ def test_drills_stand_side_by_side_case_by_case() -> None:
         (f"| {case}", title) for case in CASES for title in ("default", "guide")
     ]
     assert {row.count("|") for row in rows} == {head.count("|")}
+
+
+def test_the_page_has_the_table_that_the_code_makes_of_both_proxies() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "failover.md").read_text("utf-8")
+    written = page.split("<!-- failover: scripts/failover LAB --write -->")[1].split("<!-- end of failover -->")[0]
+    results = tuple(replace(RESULT, case=case) for case in CASES)
+    drill = Drill(lab="try", proxy=PROXY, nodes=(), results=results)
+    made = failover.table({"default": drill, "guide": drill}).splitlines()
+    found = [line for line in written.splitlines() if line.startswith("|")]
+    assert found[:2] == made[:2], "run scripts/failover LAB --write"
+    assert [line.split(" | ")[:2] for line in found[2:]] == [line.split(" | ")[:2] for line in made[2:]]
