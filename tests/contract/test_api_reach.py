@@ -21,7 +21,7 @@ from tests.unit.shells import SHELLS
 
 from kubeworker.core import api_reach, bootstrap_token
 from kubeworker.core.api_reach import Answer, Caller
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_row import Row
 from kubeworker.flow.api_reach import short_tokens
 from kubeworker.flow.events import Event
 from kubeworker.lab import pki

@@ -30,6 +30,7 @@ from kubeworker.core.model import (
 )
 from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight import preflight
+from kubeworker.core.preflight_fleet import Fleet
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import ActionFailed
 from kubeworker.io.node import Node, connect
@@ -482,7 +483,7 @@ async def test_a_foreign_process_on_a_port_is_named_with_its_unit(bare: Engine) 
         await asyncio.sleep(0.5)
         wanted = demo()
         observed = await bare.look(wanted)
-        rows = preflight(wanted, observed, peers={}, control_time=observed.clock)
+        rows = preflight(wanted, observed, fleet=Fleet(), control_time=observed.clock)
         (finding,) = (row for row in rows if row.status == "failed")
         assert "held by socat (pid " in finding.message
         assert "kwtest-squatter.service" in finding.message
@@ -492,7 +493,7 @@ async def test_a_foreign_process_on_a_port_is_named_with_its_unit(bare: Engine) 
 
 async def test_the_units_own_port_is_no_finding(engine: Engine) -> None:
     observed = await engine.look(demo())
-    rows = preflight(demo(), observed, peers={}, control_time=observed.clock)
+    rows = preflight(demo(), observed, fleet=Fleet(), control_time=observed.clock)
     assert {row.id: row.status for row in rows}["port-7777"] == "ok"
 
 

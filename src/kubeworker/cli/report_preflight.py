@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kubeworker.cli.report import STYLES
 from kubeworker.cli.report_plan import count, listed
-from kubeworker.core.preflight import Row, Status
+from kubeworker.core.preflight_row import Row, Status
 from kubeworker.core.reach_rows import Matrix
 from kubeworker.flow.preflight import Preflight
 

@@ -33,7 +33,9 @@ from kubeworker.core.model import (
     Leftover,
     NodeToNode,
     PathMtu,
+    RequireKernel,
     Requirement,
+    RequirePort,
     SameSegment,
     Stage,
     Traffic,
@@ -357,7 +359,24 @@ _WIREGUARD_PORT = 51871
 
 def _network(cluster: ClusterFile, config: Config) -> tuple[Requirement, ...]:
     """What must pass between nodes."""
-    return tuple(_passing(cluster, config))
+    return (*_passing(cluster, config), *_own(config))
+
+
+def _own(config: Config) -> Iterator[Requirement]:
+    """The agent's ports (Cilium's "System Requirements", firewall rules) and its kernel.
+
+    A vendor's kernel of an older number may have what it needs, so that is a warning.
+    """
+    why = "Cilium asks for it, or a distribution's kernel with the same features"
+    yield RequireKernel(version="5.4", name="cilium", why=why, refuses=False)
+    ports = [_HEALTH_PORT] if config.values.get("healthChecking", True) else []
+    ports += [4244] if config.hubble else []
+    ports.append(int(config.values.get("healthPort") or 9879))
+    for port in ports:
+        yield RequirePort(port=port, unit="Cilium's agent", process=_AGENT_PROCESS)
+    if config.routing == "vxlan":
+        tunnel = int(config.values.get("tunnelPort") or _VXLAN_PORT)
+        yield RequirePort(port=tunnel, unit="Cilium's vxlan", protocol="udp")
 
 
 def _passing(cluster: ClusterFile, config: Config) -> Iterator[Requirement]:

@@ -32,6 +32,7 @@ from kubeworker.core.model import (
     Image,
     Marked,
     NodeCommand,
+    RequireCgroupDriver,
     Stage,
     Unit,
     UnitActive,
@@ -168,6 +169,7 @@ def _stage(context: Context[Config]) -> Stage:
     binaries = tuple(binary(artifact, bin_dir, context.blobs) for artifact in _artifacts(cluster, config))
     return Stage(
         component="containerd",
+        requirements=(RequireCgroupDriver(of="containerd", driver=_cgroup_driver(context)),),
         directories=_directories(context),
         binaries=binaries,
         files=(
@@ -206,7 +208,7 @@ def _stage(context: Context[Config]) -> Stage:
             ),
         ),
         images=tuple(
-            Image(reference=reference, archive=archive.blob, ctr=f"{bin_dir}/ctr")
+            Image(reference=reference, archive=archive.blob, ctr=f"{bin_dir}/ctr", root=cluster.paths.containerd_dir)
             for archive in (context.archives[path] for path in config.preload_images)
             for reference in archive.references
         ),
@@ -231,6 +233,14 @@ echo "containerd would lose sight of the node's $# containers:" \
   "state $was_state, root $was_root -> state $state, root $root"
 exit 1
 """
+
+
+def _cgroup_driver(context: Context[Config]) -> str:
+    """What the default runtime's options say, the operator's own `config` merged in."""
+    found: Any = _config_file(context)
+    for key in ("plugins", _RUNTIME, "containerd", "runtimes", "runc", "options", "SystemdCgroup"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return "systemd" if found else "cgroupfs"
 
 
 def _directories(context: Context[Config]) -> tuple[Directory, ...]:

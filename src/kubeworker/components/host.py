@@ -17,6 +17,7 @@ from kubeworker.core.model import (
     RequireClock,
     RequireCommand,
     RequireDisk,
+    RequireMachine,
     Requirement,
     RequireModule,
     RequireSwapOff,
@@ -41,6 +42,10 @@ class Config(ComponentConfig):
     """Install the Debian packages of missing commands with apt-get."""
     max_clock_skew: float = Field(default=5, gt=0)
     """Seconds that a node's clock may differ from the control host's: a certificate signed here must be valid there."""
+    min_memory_mib: int = Field(default=900, ge=0)
+    """Memory, in MiB, below which a machine is warned of. kubelet alone reserves 612 MiB by default."""
+    min_cpus: int = Field(default=1, ge=0)
+    """Processors below which a machine is warned of."""
     min_free_gib: float = Field(default=1, ge=0)
     """Free space, in GiB, that must be left below each of `paths` after everything is installed."""
 
@@ -108,6 +113,7 @@ def _requirements(context: Context[Config]) -> tuple[Requirement, ...]:
             else "kubelet needs a mounted cgroup hierarchy",
         ),
         *(RequireDisk(path=path, free=free) for path in roots),
+        RequireMachine(memory=config.min_memory_mib * 2**20, cpus=config.min_cpus),
         *_COMMANDS,
         _OVERLAY,
         _FORWARD,

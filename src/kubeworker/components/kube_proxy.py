@@ -38,6 +38,7 @@ from kubeworker.core.model import (
     Listening,
     NodeCommand,
     RequireCommand,
+    RequireKernel,
     Requirement,
     RequireModule,
     RequirePort,
@@ -249,7 +250,9 @@ def _needs(document: dict[str, Any]) -> tuple[Requirement, ...]:
         case "iptables":
             return (_IPTABLES,)
         case "nftables":
-            return (RequireCommand(name="nft", package="nftables"),)
+            # kube-proxy ends on an older one (pkg/proxy/nftables, supported.go).
+            kernel = RequireKernel(version="5.13", name="nftables", why="kube-proxy mode nftables refuses it")
+            return (RequireCommand(name="nft", package="nftables"), kernel)
         case "ipvs":
             scheduler = _scheduler(document)
             modules = {

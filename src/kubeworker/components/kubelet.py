@@ -37,7 +37,10 @@ from kubeworker.core.model import (
     NodeToNode,
     PortClosed,
     Private,
+    RequireCgroupDriver,
+    RequirePodAddresses,
     RequirePort,
+    RequireResolvConf,
     ServingCertificate,
     Stage,
     Unit,
@@ -120,6 +123,9 @@ def _stage(context: Context[Config]) -> Stage:
         requirements=(
             RequirePort(port=port(context.config), unit=UNIT),
             RequirePort(port=int(document.get("healthzPort", 10248)), unit=UNIT),
+            RequireCgroupDriver(of="kubelet", driver=str(document.get("cgroupDriver", "cgroupfs"))),
+            RequireResolvConf(path=str(document.get("resolvConf", "/etc/resolv.conf"))),
+            *_pod_addresses(context, document),
             NodeToNode(
                 protocol="tcp",
                 port=port(context.config),
@@ -159,6 +165,17 @@ def _stage(context: Context[Config]) -> Stage:
         ),
         private=tuple(Private(pattern=f"{CERT_DIR}/kubelet-{name}-*.pem") for name in ("client", "server")),
     )
+
+
+def _pod_addresses(context: Context[Config], document: dict[str, Any]) -> tuple[RequirePodAddresses, ...]:
+    """Not where Cilium cuts the blocks: the Node's podCIDR is of no account there."""
+    if context.cluster.components.get("cilium", {}).get("ipam", "kubernetes") != "kubernetes":
+        return ()
+    try:
+        pods = int(document.get("maxPods", 110))
+    except (TypeError, ValueError):
+        return ()  # kubelet's own checker says so, with the field's name.
+    return (RequirePodAddresses(pods=pods, cidr=context.facts.pod_cidr),)
 
 
 def _directories(context: Context[Config]) -> tuple[Directory, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from kubeworker.core.preflight import Row, Status
+from kubeworker.core.preflight_row import Row, Status
 
 CONNECT_SECONDS = 4
 """For the connection; as long again for the rest."""

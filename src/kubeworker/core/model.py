@@ -124,6 +124,8 @@ class Image:
     archive: Blob
     ctr: str
     """Path of `ctr` on the node."""
+    root: str = ""
+    """What containerd's root lies below, and where the image takes room when it is unpacked; one of RequireDisk's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,10 +295,14 @@ class RequireCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequirePort:
-    """A TCP port that must be free, or held by the unit that is to hold it."""
+    """A port that must be free, or held by the unit that is to hold it."""
 
     port: int
     unit: str
+    """Who needs it; of what runs in a pod, in words."""
+    protocol: Literal["tcp", "udp"] = "tcp"
+    process: str = ""
+    """What holds it where that is no unit but a pod's process, as ss(8) names it. A UDP port may be the kernel's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +365,54 @@ class RequireCgroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireKernel:
+    """The kernel is of this version or later."""
+
+    version: str
+    """Two numbers: 5.13."""
+    name: str
+    """Of what needs it, for the check's id."""
+    why: str
+    refuses: bool = True
+    """What needs it does not start without; else that is a warning: distributions bring features to older kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireMachine:
+    """Memory and processors, of the machine. Too few are warned of: kubelet starts all the same."""
+
+    memory: int
+    """Bytes."""
+    cpus: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireCgroupDriver:
+    """Who makes cgroups does so with this driver: all on a node must agree, or pods are killed at random."""
+
+    of: str
+    """kubelet, containerd."""
+    driver: str
+    """systemd or cgroupfs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequireResolvConf:
+    """No name server in the file that pods' resolv.conf is made of is on loopback: in a pod that is the pod itself."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequirePodAddresses:
+    """The node's pod network has an address for as many pods as it takes."""
+
+    pods: int
+    cidr: str
+    """Empty: not known before it has joined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarnOfTraces:
     """Something that is looked for on the node and named in the plan, no more: what another network plugin left."""
 
@@ -414,6 +468,11 @@ Requirement: TypeAlias = (
     | RequireMasquerade
     | RequireClock
     | RequireCgroup
+    | RequireKernel
+    | RequireMachine
+    | RequireCgroupDriver
+    | RequireResolvConf
+    | RequirePodAddresses
     | WarnOfTraces
     | NodeToNode
     | PathMtu

@@ -101,7 +101,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A listening TCP socket on a port that preflight asked about."""
+    """A listening TCP socket, or a UDP socket, on a port that preflight asked about."""
 
     port: int
     address: str
@@ -109,6 +109,17 @@ class Listener:
     process: str
     unit: str
     """The systemd unit the process belongs to; empty where it belongs to none."""
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAddress:
+    """An address of an interface that is up, of global scope."""
+
+    address: str
+    link: str
+    mac: str
+    """Empty where the interface has none (a tunnel)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +179,19 @@ class Observed:
     kubelet_kubeconfig: KubeletKubeconfig = KubeletKubeconfig()
     resolv_conf: str = "/etc/resolv.conf"
     """The resolv.conf for pods: systemd-resolved's own list where /etc/resolv.conf names its stub."""
+    nameservers: tuple[str, ...] = ()
+    """Of /etc/resolv.conf."""
+    addresses: tuple[NodeAddress, ...] = ()
+    product_uuid: str = ""
+    """The firmware's name for the machine (/sys/class/dmi/id/product_uuid); empty where it has none."""
+    init: str = "systemd"
+    """Process 1."""
+    memory: int = 0
+    """Bytes; 0: not known."""
+    cpus: int = 0
+    """Processors that are on; 0: not known."""
+    survey: Mapping[str, tuple[str, ...]] | None = None
+    """What only `preflight` looks at, by kind (core/survey.py); None where it was not looked at."""
 
     @property
     def architecture(self) -> str:
@@ -221,7 +245,7 @@ class _Reading:
         self.swaps: list[str] = []
         self.fstab_swaps: list[str] = []
         self.disks: dict[str, Disk] = {}
-        self.sockets: list[tuple[str, int, list[tuple[int, str]]]] = []
+        self.sockets: list[tuple[str, str, int, list[tuple[int, str]]]] = []
         self.pid_units: dict[int, str] = {}
         self.commands: set[str] = set()
         self.proxy_modes: dict[str, str] = {}
@@ -233,6 +257,8 @@ class _Reading:
         self.kubeconfig: dict[str, str] = {}
         self.nameservers: list[str] = []
         self.has_resolved_list = False
+        self.addresses: list[NodeAddress] = []
+        self.survey: dict[str, list[str]] | None = None
 
     def read(self, lines: Iterator[str]) -> Observed:
         for line in lines:
@@ -271,13 +297,20 @@ class _Reading:
                 ca_file=self.kubeconfig.get("certificate-authority", ""),
             ),
             resolv_conf=self._resolv_conf(),
+            nameservers=tuple(self.nameservers),
+            addresses=tuple(self.addresses),
+            product_uuid=values.get("product-uuid", ""),
+            init=values.get("init", "systemd"),
+            memory=1024 * int(values.get("memory") or 0),
+            cpus=_cpus(values.get("cpus", "")),
+            survey=None if self.survey is None else {kind: tuple(found) for kind, found in self.survey.items()},
         )
 
     def _line(self, word: str, rest: str, lines: Iterator[str]) -> None:
         match word:
             case "clock" | "hostname" | "machine-id" | "machine" | "kernel" | "cgroup" | "container":
                 self.values[word] = rest
-            case "client-cert" | "masquerade" | "unfinished":
+            case "client-cert" | "masquerade" | "unfinished" | "init" | "memory" | "cpus" | "product-uuid":
                 self.values[word] = rest
             case "s":
                 self._stat(rest)
@@ -344,6 +377,12 @@ class _Reading:
                 self.kubeconfig[key] = value.strip("\"'")
             case "nameserver":
                 self.nameservers.append(rest)
+            case "addresses":
+                self._addresses(lines)
+            case "survey":
+                self.survey = self.survey or {}
+                kind, _, found = rest.partition("\t")
+                self.survey.setdefault(kind, []).append(found)
             case "resolved-list":
                 self.has_resolved_list = True
             case _:
@@ -378,19 +417,36 @@ class _Reading:
                 shown[key] = value
         raise ValueError("the units are cut off")
 
+    def _addresses(self, lines: Iterator[str]) -> None:
+        """`ip addr show`: `2: eth0@if3: <...`, then `link/ether MAC brd ...` and `inet ADDRESS/LENGTH ...` lines."""
+        link = mac = ""
+        for line in lines:
+            if line == "addresses-end":
+                return
+            fields = line.split()
+            if line[:1].isdigit():
+                link, mac = fields[1].rstrip(":").partition("@")[0], ""
+            elif fields[0] == "link/ether":
+                mac = fields[1]
+            elif fields[0] in ("inet", "inet6"):
+                self.addresses.append(NodeAddress(address=fields[1].partition("/")[0], link=link, mac=mac))
+        raise ValueError("the addresses are cut off")
+
     def _socket(self, rest: str) -> None:
-        """One line of `ss -Hltnp`: State Recv-Q Send-Q Local:Port Peer:Port users:(("name",pid=1,fd=2))."""
-        fields = rest.split(None, 5)
+        """`ss -Hltunp`: Netid State Recv-Q Send-Q Local:Port Peer:Port users:(("name",pid=1,fd=2))."""
+        protocol, *fields = rest.split(None, 6)
         address, _, port = fields[3].rpartition(":")
         users = fields[5] if len(fields) > 5 else ""
         holders = re.findall(r'"((?:[^"\\]|\\.)*)",pid=([0-9]+)', users)
-        self.sockets.append((address.strip("[]"), int(port), [(int(pid), name) for name, pid in holders]))
+        known = [(int(pid), name) for name, pid in holders]
+        self.sockets.append((protocol, address.strip("[]"), int(port), known))
 
-    def _listener(self, address: str, port: int, holders: list[tuple[int, str]]) -> Listener:
+    def _listener(self, protocol: str, address: str, port: int, holders: list[tuple[int, str]]) -> Listener:
         """Of several holders one whose unit is known: a child that was just forked may be gone by now."""
         known = (each for each in holders if self.pid_units.get(each[0]))
         pid, process = next(known, holders[0] if holders else (0, ""))
-        return Listener(port=port, address=address, pid=pid, process=process, unit=self.pid_units.get(pid, ""))
+        unit = self.pid_units.get(pid, "")
+        return Listener(port=port, address=address, pid=pid, process=process, unit=unit, protocol=protocol)
 
     def _file(self, seen: SeenFile) -> SeenFile:
         path = seen.path
@@ -427,6 +483,12 @@ class _Reading:
         # the pod's own loopback, and CoreDNS would forward to itself.
         stub = any(server in ("127.0.0.53", "127.0.0.54") for server in self.nameservers)
         return "/run/systemd/resolve/resolv.conf" if stub and self.has_resolved_list else "/etc/resolv.conf"
+
+
+def _cpus(online: str) -> int:
+    """How many processors a list such as 0-3,6 names (cpu/online in sysfs)."""
+    ranges = (each.partition("-") for each in online.split(",") if each)
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
 
 def _decode(encoded: str) -> bytes:

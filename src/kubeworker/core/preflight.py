@@ -6,24 +6,33 @@ failed ones as errors and show the warnings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, assert_never
+from typing import assert_never
 
+from kubeworker.core import preflight_fleet
 from kubeworker.core.actions import StagePlan
+from kubeworker.core.horizon import at_least
 from kubeworker.core.model import (
     NodeState,
     NodeToNode,
     PathMtu,
     RequireCgroup,
+    RequireCgroupDriver,
     RequireClock,
     RequireCommand,
     RequireDisk,
+    RequireKernel,
+    RequireMachine,
     RequireMasquerade,
     Requirement,
     RequireModule,
+    RequirePodAddresses,
     RequirePort,
     RequireProxyMode,
+    RequireResolvConf,
     RequireSwapOff,
     RequireSysctl,
     SameSegment,
@@ -31,91 +40,36 @@ from kubeworker.core.model import (
     WarnOfTraces,
 )
 from kubeworker.core.observed import Listener, Observed
-
-Status: TypeAlias = Literal["ok", "failed", "warning", "host", "unknown"]
-"""failed keeps the node from being changed; host: the fact is that of the machine that this container runs on, and is
-not judged here or fine; unknown: it could not be found out."""
-
-_RANK: Mapping[Status, int] = {"ok": 0, "host": 0, "unknown": 1, "warning": 2, "failed": 3}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One check on one node."""
-
-    node: str
-    id: str
-    """Stable: `port-10250`, `command-nft`, `swap`, `clock`, `hostname`, ... (docs/preflight.md)."""
-    status: Status
-    message: str
-    """What was found, or what is wrong."""
-    fix: str = ""
-    """How to mend it; empty where nothing is to mend."""
-
-    def as_json(self) -> dict[str, str]:
-        """The check as `preflight --json` prints it."""
-        return {"id": self.id, "status": self.status, "message": self.message, "fix": self.fix}
-
-
-def distinct(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Each check of a node once, in the order of the first: where several ask the same, those that are worst off."""
-    kept: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        same = kept.setdefault((row.node, row.id), [])
-        if same and _RANK[row.status] > _RANK[same[0].status]:
-            same[:] = [row]
-        elif not same or (_RANK[row.status] == _RANK[same[0].status] > 0 and row not in same):
-            same.append(row)
-    return tuple(row for same in kept.values() for row in same)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checker:
-    """One node's rows, as all checks make them."""
-
-    name: str
-    observed: Observed
-
-    def row(self, key: str, status: Status, message: str, fix: str = "") -> Row:
-        """A row that is what it says."""
-        return Row(node=self.name, id=key, status=status, message=message, fix=fix)
-
-    def judge(self, key: str, *, good: str, wrong: str, fix: str, otherwise: Status = "failed") -> Row:
-        """A check of the machine's own: `wrong` is empty where it holds."""
-        return self.row(key, otherwise, wrong, fix) if wrong else self.row(key, "ok", good)
-
-    def judge_host(self, key: str, *, good: str, wrong: str, fix: str, otherwise: Status = "failed") -> Row:
-        """The same of a fact that a container takes over from its host: there is the place to change it."""
-        container = self.observed.container
-        if not container:
-            return self.judge(key, good=good, wrong=wrong, fix=fix, otherwise=otherwise)
-        owner = f"(owned by the host of this {container} container)"
-        if wrong:
-            return self.row(key, otherwise, f"{wrong} {owner}", f"on its host: {fix}")
-        return self.row(key, "host", f"{good} {owner}")
+from kubeworker.core.preflight_fleet import Fleet
+from kubeworker.core.preflight_row import Checker, Row, Status, distinct
+from kubeworker.core.preflight_survey import survey_rows
 
 
 def preflight(
     state: NodeState,
     observed: Observed,
     *,
-    peers: Mapping[str, Observed],
+    fleet: Fleet,
     control_time: float,
     plans: Sequence[StagePlan] = (),
     architecture: str = "",
+    address: str = "",
 ) -> tuple[Row, ...]:
     """Every check of this node, in a stable order.
 
-    `peers` are all observed nodes by name (this one may be among them); `control_time` is the control host's clock
-    when the node said its own; `plans` tell what will be sent; `architecture` is what the binaries are for.
+    `fleet` is what the nodes that were looked at have in common; `control_time` is the control host's clock when the
+    node said its own; `plans` tell what will be sent; `architecture` is the binaries'; `address` the node's.
     """
     node = _Node(name=state.node, state=state, observed=observed, control_time=control_time, plans=tuple(plans))
+    offset = observed.clock - control_time
     return distinct(
         (
             *node.machine(architecture),
             *(row for stage in state.stages for row in node.stage(stage)),
+            node.cgroup_driver(),
             *node.space(),
-            *_twins(node, peers),
+            *preflight_fleet.rows(node, fleet, address=address, offset=offset, allowed=node.allowed_skew()),
+            *survey_rows(node, state),
         )
     )
 
@@ -132,6 +86,13 @@ class _Node(Checker):
             wrong = f"the machine is {found}, the artifacts are for {architecture}" if found != architecture else ""
             fix = "take it out of `nodes:`; one cluster.yaml has nodes of one architecture"
             yield self.judge("architecture", good=found, wrong=wrong, fix=fix)
+        init = self.observed.init
+        wrong = (
+            f"process 1 is {init}, not systemd, which starts the units and makes the cgroups"
+            if init != "systemd"
+            else ""
+        )
+        yield self.judge("init", good=init, wrong=wrong, fix="boot it with systemd")
 
     def stage(self, stage: Stage) -> Iterator[Row]:
         for requirement in stage.requirements:
@@ -148,8 +109,8 @@ class _Node(Checker):
                 fix = f"apt-get install {package}, or `host: {{packages: true}}`"
                 wrong = f"the command {name} is missing" if missing else ""
                 yield self.judge(f"command-{name}", good=good, wrong=wrong, fix=fix)
-            case RequirePort(port=port, unit=unit):
-                yield from self._port(port, unit)
+            case RequirePort():
+                yield from self._port(requirement)
             case RequireDisk():
                 pass  # `space` adds them up per file system.
             case RequireModule(name=name, why=why):
@@ -177,6 +138,20 @@ class _Node(Checker):
             case RequireCgroup(versions=versions, why=why):
                 wrong = f"it uses cgroup v{seen.cgroup}: {why}" if seen.cgroup not in versions else ""
                 yield self.judge_host("cgroup", good=f"v{seen.cgroup}", wrong=wrong, fix="boot it with cgroup v2")
+            case RequireKernel(version=version, name=name, why=why, refuses=refuses):
+                old = not at_least(_version(seen.kernel), version)
+                wrong = f"the kernel is {seen.kernel}, older than {version}: {why}" if old else ""
+                key, otherwise = f"kernel-{name}", _REFUSES[refuses]
+                fix = "boot a newer kernel"
+                yield self.judge_host(key, good=seen.kernel, wrong=wrong, fix=fix, otherwise=otherwise)
+            case RequireMachine(memory=memory, cpus=cpus):
+                yield from self._machine_size(memory, cpus)
+            case RequireCgroupDriver():
+                pass  # `cgroup_driver` compares them.
+            case RequireResolvConf(path=path):
+                yield self._resolv_conf(path)
+            case RequirePodAddresses(pods=pods, cidr=cidr):
+                yield self._pod_addresses(pods, cidr)
             case WarnOfTraces(name=name, message=message, fix=fix):
                 found = seen.traces.get(name, "")
                 wrong = message.replace("{found}", found) if found else ""
@@ -198,23 +173,75 @@ class _Node(Checker):
             fix = f"modprobe {name}, and a line with it in /etc/modules-load.d"
         return self.judge_host(f"module-{name}", good=found, wrong=wrong, fix=fix)
 
-    def _port(self, port: int, unit: str) -> Iterator[Row]:
-        mine, busy = False, False
-        for listener in self.observed.listeners:
-            if listener.port == port:
-                mine = True
-                if listener.unit != unit:
-                    busy = True
-                    yield self._busy(listener, unit)
-        if not busy:
-            yield self.row(f"port-{port}", "ok", f"{unit} has it" if mine else "it is free")
+    def _port(self, need: RequirePort) -> Iterator[Row]:
+        holders = [each for each in self.observed.listeners if (each.port, each.protocol) == (need.port, need.protocol)]
+        foreign = [each for each in holders if not _entitled(each, need)]
+        for listener in foreign:
+            yield self._busy(listener, need)
+        if not foreign:
+            yield self.row(_port_id(need), "ok", f"{need.unit} has it" if holders else "it is free")
 
-    def _busy(self, listener: Listener, unit: str) -> Row:
+    def _busy(self, listener: Listener, need: RequirePort) -> Row:
         holder = f"{listener.process} (pid {listener.pid})" if listener.pid else "an unknown process"
         of = f" of {listener.unit}" if listener.unit else ""
-        message = f"port {listener.port}, which {unit} needs, is held by {holder}{of} on {listener.address}"
+        port = f"port {listener.port}" if need.protocol == "tcp" else f"UDP port {listener.port}"
+        message = f"{port}, which {need.unit} needs, is held by {holder}{of} on {listener.address}"
         fix = f"stop it: systemctl disable --now {listener.unit}" if listener.unit else f"stop {holder}"
-        return self.row(f"port-{listener.port}", "failed", message, fix)
+        return self.row(_port_id(need), "failed", message, fix)
+
+    def _machine_size(self, memory: int, cpus: int) -> Iterator[Row]:
+        seen = self.observed
+        for key, has, needs, says, fix in (
+            (
+                "memory",
+                seen.memory,
+                memory,
+                _size(seen.memory),
+                "give it more memory, or set components.host.min_memory_mib",
+            ),
+            ("cpus", seen.cpus, cpus, f"{seen.cpus} processors", "give it more, or set components.host.min_cpus"),
+        ):
+            if not has:
+                yield self.row(key, "unknown", "the node did not say")
+                continue
+            least = _size(needs) if key == "memory" else str(needs)
+            wrong = f"it has {says}, at least {least} are asked for" if has < needs else ""
+            yield self.judge_host(key, good=says, wrong=wrong, fix=fix, otherwise="warning")
+
+    def _resolv_conf(self, path: str) -> Row:
+        if path != "/etc/resolv.conf":
+            return self.row("resolv-conf", "ok", f"pods get the name servers of {path}")
+        loops = [each for each in self.observed.nameservers if each.startswith("127.") or each == "::1"]
+        wrong = f"{path}, which pods get, names {', '.join(loops)}: in a pod that is the pod itself, and CoreDNS loops"
+        fix = (
+            "name servers that pods can reach in a file of their own, and components.kubelet.config: {resolvConf: FILE}"
+        )
+        good = f"{path}: {', '.join(self.observed.nameservers) or 'no name server'}"
+        return self.judge("resolv-conf", good=good, wrong=wrong if loops else "", fix=fix, otherwise="warning")
+
+    def _pod_addresses(self, pods: int, cidr: str) -> Row:
+        if not cidr:
+            return self.row("pod-addresses", "unknown", "the node's podCIDR is known once it has joined")
+        network = ipaddress.ip_network(cidr)
+        # The network's own address, the bridge's or router's, and the last one.
+        room = network.num_addresses - 3
+        says = f"{cidr} has addresses for {room} pods, maxPods is {pods}"
+        fix = f"components.kubelet.max_pods: {room}, or larger blocks (kube-controller-manager --node-cidr-mask-size)"
+        return self.judge("pod-addresses", good=says, wrong=says if room < pods else "", fix=fix, otherwise="warning")
+
+    def cgroup_driver(self) -> Row:
+        """Kubelet's and containerd's, as their rendered files have it."""
+        needs = [each for stage in self.state.stages for each in stage.requirements]
+        drivers = {each.of: each.driver for each in needs if isinstance(each, RequireCgroupDriver)}
+        says = ", ".join(f"{name}: {driver}" for name, driver in drivers.items()) or "nobody says"
+        wrong = f"they disagree ({says}): pods would not start, or be killed" if len(set(drivers.values())) > 1 else ""
+        fix = "components.kubelet.config.cgroupDriver and containerd's SystemdCgroup: systemd and true, or neither"
+        return self.judge("cgroup-driver", good=says, wrong=wrong, fix=fix)
+
+    def allowed_skew(self) -> float | None:
+        """What a clock may be off; None: nobody asks."""
+        needs = [each for stage in self.state.stages for each in stage.requirements]
+        return next((each.skew for each in needs if isinstance(each, RequireClock)), None)
 
     def _proxy_mode(self, mode: str) -> Row:
         answer = self.observed.proxy_modes.get(mode, "the node did not say")
@@ -243,12 +270,26 @@ class _Node(Checker):
             for requirement in stage.requirements:
                 if isinstance(requirement, RequireDisk):
                     needs[requirement.path] = needs.get(requirement.path, 0) + requirement.free
+        for path, size in self._images():
+            needs[path] = needs.get(path, 0) + size
         mounts: dict[str, list[str]] = {}
         for path in needs:
             if (disk := self.observed.disks.get(path)) is not None:
                 mounts.setdefault(disk.mount, []).append(path)
         for paths in mounts.values():
             yield from self._full(paths, sum(needs[path] for path in paths), installed=not sent)
+
+    def _images(self) -> Iterator[tuple[str, int]]:
+        """Room of images to come: the archive's content, and unpacked about twice that."""
+        there = self.observed.images or frozenset()
+        coming = {
+            (image.root, image.archive)
+            for stage in self.state.stages
+            for image in stage.images
+            if image.root and image.reference not in there
+        }
+        for root, archive in coming:
+            yield root, 3 * archive.size
 
     def _full(self, paths: list[str], need: int, *, installed: bool) -> Iterator[Row]:
         disk = self.observed.disks[paths[0]]
@@ -265,24 +306,27 @@ class _Node(Checker):
             yield self.judge(f"inodes-{disk.mount}", good=says, wrong=wrong, fix=fix, otherwise=otherwise)
 
 
+_REFUSES: Mapping[bool, Status] = {True: "failed", False: "warning"}
+
 MIN_INODES = 10_000
 """A small image has some thousand files."""
 
 
-def _twins(node: Checker, peers: Mapping[str, Observed]) -> Iterator[Row]:
-    """Clones of one machine: they answer to the same name, or have one machine-id."""
-    observed = node.observed
-    for key, value, fix in (
-        ("hostname", observed.hostname, "hostnamectl set-hostname NAME on one of them"),
-        ("machine-id", observed.machine_id, "rm /etc/machine-id && systemd-machine-id-setup, then reboot one of them"),
-    ):
-        twins = sorted(
-            name
-            for name, peer in peers.items()
-            if name != node.name and (peer.hostname if key == "hostname" else peer.machine_id) == value
-        )
-        wrong = f"its {key} {value or '(empty)'} is also that of {', '.join(twins)}" if twins else ""
-        yield node.judge(key, good=value, wrong=wrong, fix=fix)
+def _entitled(listener: Listener, need: RequirePort) -> bool:
+    if need.process:
+        return listener.process == need.process
+    kernels = need.protocol == "udp" and not listener.pid
+    return kernels or listener.unit == need.unit
+
+
+def _port_id(need: RequirePort) -> str:
+    return f"port-{need.port}" + ("-udp" if need.protocol == "udp" else "")
+
+
+def _version(kernel: str) -> str:
+    """The two numbers that a kernel's release begins with."""
+    found = re.match(r"\d+\.\d+", kernel)
+    return found[0] if found else "0.0"
 
 
 def _size(count: int) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 
+from kubeworker.core import survey
 from kubeworker.core.model import (
     File,
     Leftover,
@@ -100,8 +101,11 @@ def leftovers(stage: Stage) -> tuple[Leftover, ...]:
     return (*(each for unit in stage.absent_units for each in unit.leftovers), *stage.leftovers)
 
 
-def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
-    """The probe for one desired state; `rehash` ignores the index. The set of paths must not depend on facts."""
+def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, home: str = HOME) -> str:
+    """The probe for one desired state; `rehash` ignores the index; `surveyed` looks at what `core/survey.py` adds.
+
+    The set of paths must not depend on facts.
+    """
     paths = _paths(state)
     units = sorted(
         {unit.name for stage in state.stages for unit in stage.units}
@@ -125,6 +129,7 @@ def script(state: NodeState, *, rehash: bool = False, home: str = HOME) -> str:
         _applied(state),
         _traces(requirements),
         _KUBELET,
+        survey.SCRIPT if surveyed else "",
     ]
     looking = "\n".join(part for part in parts if part)
     if images := _images(state):
@@ -187,7 +192,17 @@ done < /etc/fstab
 [ ! -r /etc/resolv.conf ] || while read -r key value _; do
   [ "$key" != nameserver ] || field nameserver "$value"
 done < /etc/resolv.conf
-[ ! -r /run/systemd/resolve/resolv.conf ] || say resolved-list"""
+[ ! -r /run/systemd/resolve/resolv.conf ] || say resolved-list
+read -r value < /proc/1/comm
+field init "$value"
+while read -r _ value _; do field memory "$value"; break; done < /proc/meminfo
+[ ! -r /sys/devices/system/cpu/online ] || { read -r value < /sys/devices/system/cpu/online; field cpus "$value"; }
+[ ! -r /sys/class/dmi/id/product_uuid ] ||
+  { read -r value < /sys/class/dmi/id/product_uuid; field product-uuid "$value"; }
+say addresses
+# Interfaces that are down are left out: kube-ipvs0 has every Service's address.
+ip addr show up scope global
+say addresses-end"""
 
 
 def _sysctls(state: NodeState, requirements: Iterable[object]) -> str:
@@ -311,7 +326,7 @@ def _ports(requirements: Iterable[object]) -> str:
     if not ports:
         return ""
     condition = " or ".join(f"sport = :{port}" for port in ports)
-    return f"""sockets=$(ss -Hltnp '( {condition} )')
+    return f"""sockets=$(ss -Hltunp '( {condition} )')
 [ -z "$sockets" ] || printf '%s\\n' "$sockets" | while read -r socket; do
   field socket "$socket"
   # Several hold it where one has just forked: a child that is about to run something else is gone in a moment.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kubeworker.core.model import NodeToNode, PathMtu
-from kubeworker.core.preflight import Status
+from kubeworker.core.preflight_row import Status
 from kubeworker.core.reach_probe import LIMIT, Connected, Listen, Sent
 from kubeworker.core.reachability import Evidence, Fleet, Member, packet, same_family, way
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubeworker.core.model import NodeToNode
-from kubeworker.core.preflight import Row, Status
+from kubeworker.core.preflight_row import Row, Status
 from kubeworker.core.reach_pairs import Pair, judge
 from kubeworker.core.reach_probe import Listen, Watched
 from kubeworker.core.reachability import Evidence, Fleet

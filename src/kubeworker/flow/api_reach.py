@@ -12,7 +12,7 @@ from kubeworker.core import api_reach, bootstrap_token, joined
 from kubeworker.core.api_reach import Caller
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.observed import Observed
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_row import Row
 from kubeworker.core.probe import KUBELET_CLIENT_CERT
 from kubeworker.errors import ApiError, CredentialsError, KubeworkerError
 from kubeworker.flow.events import Reporter, Warning_

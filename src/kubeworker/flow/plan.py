@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import actions, desired, joined, preflight, probe
+from kubeworker.core import actions, desired, joined, preflight, preflight_fleet, probe
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import NodeState
 from kubeworker.core.observed import Observed, parse
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_fleet import Fleet
+from kubeworker.core.preflight_row import Row
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
@@ -142,12 +143,13 @@ async def make_plan(session: Session) -> Plan:
         comparing = group.create_task(_compare(session))
     looked, compared = looking.result(), comparing.result()
     seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
+    fleet = fleet_of(session, looked)
     now = datetime.now(UTC)
     joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
     read = reading.result()
     objects = join.decide(read, session.cluster, joining, now) if read else ObjectPlan()
     nodes = tuple(
-        _node_plan(session, node, looked[node.name], seen, objects, compared.agents, joining=node.name in joining)
+        _node_plan(session, node, looked[node.name], fleet, objects, compared.agents, joining=node.name in joining)
         for node in session.selected
     )
     return Plan(
@@ -198,13 +200,13 @@ class Look:
     control_time: float
 
 
-async def observe(session: Session) -> Mapping[str, Outcome[Look]]:
+async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, Outcome[Look]]:
     """One probe, one channel, for each node that can be reached."""
 
     async def work(name: str) -> Look:
         connection = session.connection(name)
         session.report(NodeStarted(node=name, what="observe"))
-        text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash)
+        text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash, surveyed=surveyed)
         began = time.time()
         answer = await connection.run(text)
         observed = parse(name, answer.stdout)
@@ -215,6 +217,16 @@ async def observe(session: Session) -> Mapping[str, Outcome[Look]]:
     return await fan_out(names, work, limit=session.cluster.ssh.concurrency)
 
 
+def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:
+    """What the nodes that could be looked at have in common."""
+    looks = {name: outcome.value for name, outcome in looked.items() if isinstance(outcome, Ok)}
+    return preflight_fleet.of(
+        {name: look.observed for name, look in looks.items()},
+        {node.name: node.address for node in session.cluster.nodes},
+        [look.observed.clock - look.control_time for look in looks.values()],
+    )
+
+
 def _state(session: Session, name: str, facts: Facts, token: str = "") -> NodeState:
     return session.inputs(token).state(session.cluster.node(name), facts)
 
@@ -223,7 +235,7 @@ def _node_plan(
     session: Session,
     node: NodeSpec,
     looked: Outcome[Look],
-    seen: Mapping[str, Observed],
+    fleet: Fleet,
     objects: ObjectPlan,
     agents: Agents,
     *,
@@ -249,7 +261,8 @@ def _node_plan(
     rows = preflight.preflight(
         state,
         observed,
-        peers=seen,
+        fleet=fleet,
+        address=node.address,
         control_time=look.control_time,
         plans=stages,
         architecture=host_architecture(),

@@ -12,13 +12,13 @@ from kubeworker.core import joined, preflight
 from kubeworker.core.component import Facts
 from kubeworker.core.diff import diff
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.observed import Observed
-from kubeworker.core.preflight import Row, Status
+from kubeworker.core.preflight_fleet import Fleet
+from kubeworker.core.preflight_row import Row, Status
 from kubeworker.core.reach_rows import Matrix
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow.events import Reporter
-from kubeworker.flow.plan import Look, observe
+from kubeworker.flow.plan import Look, fleet_of, observe
 from kubeworker.flow.reachability import reachability_of
 from kubeworker.flow.session import Request, Session, open_look
 from kubeworker.io.binary import host_architecture
@@ -88,15 +88,16 @@ async def run(request: Request, report: Reporter, *, api_token: bool = True) -> 
     each other and the API. Changes nothing on them; of `api_token` see `flow/api_reach`.
     """
     async with open_look(request, report) as session:
-        looked = await observe(session)
+        looked = await observe(session, surveyed=True)
         seen = {name: outcome.value.observed for name, outcome in looked.items() if isinstance(outcome, Ok)}
+        fleet = fleet_of(session, looked)
         async with asyncio.TaskGroup() as group:
             nodes = group.create_task(_registered(session))
             reaching = group.create_task(reachability_of(session, seen, api_token=api_token))
         registered, reached = nodes.result(), reaching.result()
         return Preflight(
             nodes=tuple(
-                _node(session, node, looked[node.name], seen, registered, reached.rows) for node in session.selected
+                _node(session, node, looked[node.name], fleet, registered, reached.rows) for node in session.selected
             ),
             matrix=reached.matrix,
         )
@@ -116,7 +117,7 @@ def _node(
     session: Session,
     node: NodeSpec,
     looked: Outcome[Look],
-    seen: Mapping[str, Observed],
+    fleet: Fleet,
     registered: Mapping[str, NodeStatus],
     reached: Sequence[Row],
 ) -> NodeChecks:
@@ -124,7 +125,7 @@ def _node(
         case Failed(error=error):
             return NodeChecks(name=node.name, error=error)
         case Ok(value=look):
-            rows = _rows(session, node, look, seen, registered)
+            rows = _rows(session, node, look, fleet, registered)
             return NodeChecks(name=node.name, rows=(*rows, *(row for row in reached if row.node == node.name)))
 
 
@@ -132,7 +133,7 @@ def _rows(
     session: Session,
     node: NodeSpec,
     look: Look,
-    seen: Mapping[str, Observed],
+    fleet: Fleet,
     registered: Mapping[str, NodeStatus],
 ) -> tuple[Row, ...]:
     observed = look.observed
@@ -148,7 +149,8 @@ def _rows(
     return preflight.preflight(
         state,
         observed,
-        peers=seen,
+        fleet=fleet,
+        address=node.address,
         control_time=look.control_time,
         plans=diff(state, observed),
         architecture=host_architecture(),

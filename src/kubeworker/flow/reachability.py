@@ -12,7 +12,7 @@ from math import ceil
 from kubeworker.core import reach_probe, reach_rows, reachability
 from kubeworker.core.component import Facts
 from kubeworker.core.observed import Observed
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_row import Row
 from kubeworker.core.reach_probe import Listen
 from kubeworker.core.reach_rows import Matrix
 from kubeworker.core.reachability import Evidence, Fleet, Member, Try

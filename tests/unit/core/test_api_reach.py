@@ -11,7 +11,7 @@ from tests.unit.shells import SHELLS
 
 from kubeworker.core import api_reach
 from kubeworker.core.api_reach import Answer, Caller
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_row import Row
 
 CALLERS: tuple[Caller, ...] = ("token", "certificate", "nobody")
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from tests.unit.core.engine_states import bare, blob, state
 
+from kubeworker.core import preflight_fleet
 from kubeworker.core.diff import diff
 from kubeworker.core.model import (
     Binary,
@@ -25,7 +26,8 @@ from kubeworker.core.model import (
     WarnOfTraces,
 )
 from kubeworker.core.observed import Disk, Listener, Observed
-from kubeworker.core.preflight import Row, preflight
+from kubeworker.core.preflight import preflight
+from kubeworker.core.preflight_row import Row
 
 GIB = 2**30
 
@@ -35,7 +37,8 @@ def needs(*requirements: Requirement, **parts: Any) -> NodeState:
 
 
 def rows(wanted: NodeState, observed: Observed, **fields: Any) -> tuple[Row, ...]:
-    known: dict[str, Any] = {"peers": {"n1": observed}, "control_time": observed.clock}
+    peers = fields.pop("peers", {"n1": observed})
+    known: dict[str, Any] = {"fleet": preflight_fleet.of(peers, {}), "control_time": observed.clock}
     return preflight(wanted, observed, **(known | fields))
 
 

@@ -447,9 +447,9 @@ machine\taarch64
 kernel\t6.1
 cgroup\t2
 container\t
-socket\tLISTEN 0 128 [::1]:8443 [::]:* users:(("kube-nginx",pid=42,fd=6),("kube-nginx",pid=43,fd=6))
+socket\ttcp LISTEN 0 128 [::1]:8443 [::]:* users:(("kube-nginx",pid=42,fd=6),("kube-nginx",pid=43,fd=6))
 pid\t42\t/system.slice/kube-nginx.service
-socket\tLISTEN 0 128 *:10250 *:*
+socket\ttcp LISTEN 0 128 *:10250 *:*
 units
 Id=kubelet.service
 LoadState=loaded

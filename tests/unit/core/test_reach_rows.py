@@ -11,7 +11,7 @@ from tests.unit.core.test_reachability import ICMP, KUBELET, ROUTED, TCP, TUNNEL
 
 from kubeworker.core import reach_rows, reachability
 from kubeworker.core.model import SameSegment
-from kubeworker.core.preflight import Row
+from kubeworker.core.preflight_row import Row
 from kubeworker.core.reach_probe import Connected, Got, Missing, Outcome, Sent, Via, Watched
 from kubeworker.core.reachability import Evidence, Fleet, Need
 
