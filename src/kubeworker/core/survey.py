@@ -122,7 +122,7 @@ for path in /etc/cni/net.d/*.conf /etc/cni/net.d/*.conflist /etc/cni/net.d/*.jso
   [ ! -e "$path" ] || found cni-conf "$path"
 done
 (cd /sys/class/net && for link in {LINKS}; do [ ! -e "$link" ] || found link "$link"; done)
-systemctl show --property=Id,ActiveState,FragmentPath -- {" ".join(UNITS)} | while IFS== read -r key value; do
+systemctl show --property=Id,ActiveState,FragmentPath -- {" ".join(UNITS)} | while IFS='=' read -r key value; do
   case $key in
     Id) id=$value ;;
     ActiveState) [ "$value" != active ] || found active "$id" ;;
