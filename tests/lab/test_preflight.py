@@ -27,18 +27,15 @@ mkdir -p /opt/cni/bin
 mount --bind /opt /opt && mount -o remount,bind,noexec /opt
 nft -f - <<'KW'
 table inet kwtest {
-  chain input { type filter hook input priority 0; policy drop; tcp dport 22 accept; ct state established accept; }
+  chain input { type filter hook input priority 0; policy drop; iif lo accept; tcp dport 22 accept; ct state established accept; }
   chain forward { type filter hook forward priority 0; policy drop; accept; }
-  chain KUBE-SVC-X { counter; }
-}
-table ip kube-proxy {
-  chain services { counter; }
+  chain cali-FORWARD { counter; }
 }
 KW
 hostname OddName
 """
 UNDO = r"""
-nft delete table inet kwtest; nft delete table ip kube-proxy
+nft delete table inet kwtest
 umount /opt; umount /etc/resolv.conf; hostname worker-01
 ip link delete flannel.1
 rm -f /etc/kubernetes/admin.conf /etc/cni/net.d/09-flannel.conflist /etc/sysctl.d/99-zz.conf
@@ -47,7 +44,7 @@ rm -rf /etc/kubernetes/manifests /var/lib/rancher
 FOUND = {
     "other-cluster": ("warning", "/etc/kubernetes/manifests/kube-apiserver.yaml"),
     "other-cni": ("warning", "flannel.1"),
-    "other-rules": ("warning", "kube-proxy"),
+    "other-rules": ("warning", "cali-FORWARD"),
     "sysctl-boot-net.ipv4.ip_forward": ("warning", "/etc/sysctl.d/99-zz.conf sets net.ipv4.ip_forward to 0"),
     "resolv-conf": ("warning", "127.0.0.1"),
     "noexec": ("failed", "/opt"),
