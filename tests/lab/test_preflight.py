@@ -29,7 +29,7 @@ nft -f - <<'KW'
 table inet kwtest {
   chain input {
     type filter hook input priority 0; policy drop
-    iif lo accept; tcp dport 22 accept; ct state established accept
+    meta iifname lo accept; tcp dport 22 accept; ct state established accept
   }
   chain forward { type filter hook forward priority 0; policy drop; accept; }
   chain cali-FORWARD { counter; }

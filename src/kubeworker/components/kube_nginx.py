@@ -58,7 +58,7 @@ class Config(ComponentConfig):
     listen: Annotated[Endpoint, AfterValidator(_loopback)] = API_PROXY
     """Loopback address:port. The API servers' certificate must be valid for this address."""
     balance: Balance | None = None
-    """least_conn, with the server order shuffled per node, spreads a fleet over all API servers. hash is the guide's:
+    """least_conn, with one preferred server for each node, spreads a fleet over all API servers. hash is the guide's:
     every client is 127.0.0.1 there, so that all nodes choose the same API server. Default: least_conn; with
     `profile: guide` hash."""
     probe: bool | None = None
@@ -223,10 +223,9 @@ def _config_checks(root: str, program: str, conf: str, apiservers: str = "") -> 
 
 def _config_file(context: Context[Config]) -> str:
     config, guide = context.config, context.cluster.profile == "guide"
-    balance = config.balance or ("hash" if guide else "least_conn")
     probed = _probed(context.cluster, config)
     servers = (("include", f"{_RUN}/upstream.conf"),) if probed else _servers(context)
-    method = ("hash", "$remote_addr", "consistent") if balance == "hash" else ("least_conn",)
+    method = ("hash", "$remote_addr", "consistent") if _balance(context) == "hash" else ("least_conn",)
     # nginx -p moves logs/, and its own default name is logs/nginx.pid, which the unit would wait for in vain.
     head: tuple[nginx.Directive, ...] = (
         # Without it the group is the build host's (nobody or nogroup), which may not exist here.
@@ -236,7 +235,7 @@ def _config_file(context: Context[Config]) -> str:
         # To the journal: nothing rotates logs/error.log.
         *(() if guide else (("error_log", "stderr", "warn"),)),
         # What the probe's changes are for: the former list's sessions end, and clients dial anew.
-        *((("worker_shutdown_timeout", "1s"),) if probed else ()),
+        *((("worker_shutdown_timeout", "500ms"),) if probed else ()),
     )
     timeouts = (
         ("proxy_timeout", f"{config.idle_timeout}s"),
@@ -261,15 +260,34 @@ def _config_file(context: Context[Config]) -> str:
     )
 
 
+_PREFERENCE = "weight=100"
+"""As many sessions has a server before least_conn takes another: all of a node's. With fewer sessions than that, which
+is each node's case, a node stays with one server, so that the fleet's spread is no matter of chance."""
+
+
 def _servers(context: Context[Config]) -> tuple[nginx.Directive, ...]:
     config = context.config
-    names = context.cluster.cluster.apiservers if context.cluster.profile == "guide" else _shuffled(context)
     limits = (f"max_fails={config.max_fails}", f"fail_timeout={config.fail_timeout}s")
-    return tuple(("server", name, *limits) for name in names)
+    if _balance(context) == "hash":
+        names = context.cluster.cluster.apiservers if context.cluster.profile == "guide" else _shuffled(context)
+        return tuple(("server", name, *limits) for name in names)
+    first, *others = _preferred_first(context)
+    return (("server", first, _PREFERENCE, *limits), *(("server", name, *limits) for name in others))
+
+
+def _balance(context: Context[Config]) -> Balance:
+    return context.config.balance or ("hash" if context.cluster.profile == "guide" else "least_conn")
+
+
+def _preferred_first(context: Context[Config]) -> tuple[str, ...]:
+    """The node's own API server, then the others in an order of its own: they share a lost one's nodes."""
+    servers = context.cluster.cluster.apiservers
+    first = servers[apiserver_probe.preferred(context.node.address, len(servers))]
+    return (first, *(name for name in _shuffled(context) if name != first))
 
 
 def _shuffled(context: Context[Config]) -> tuple[str, ...]:
-    """The API servers in an order of this node's own, the same at each run; so ties go elsewhere on each node."""
+    """The API servers in an order of this node's own, the same at each run."""
 
     def rank(server: str) -> bytes:
         return hashlib.sha256(f"{context.node.name} {server}".encode()).digest()

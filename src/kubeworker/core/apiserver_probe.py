@@ -4,7 +4,7 @@ nginx itself notices only a connection that fails, and never cuts one that has g
 API server's /readyz in turn, writes the ready ones to a file that kube-nginx's configuration includes, and has
 kube-nginx read it again; `worker_shutdown_timeout` in that configuration then ends the old sessions.
 
-- Lost: at once after a refused connection; else after FAILURES answers in a row that are none, late, or not ready.
+- Lost: at once after a refused connection or an answer that says so (500); else after FAILURES that are late, or none.
 - Found again: after SUCCESSES good answers in a row. The change is due at a second of the wall clock that is the node's
   own (`slot`), for it cuts the node's sessions, and a fleet must not dial anew in one moment.
 - None answers: the last list stays. As soon as one does, those on the list get their failures forgiven; where none of
@@ -25,7 +25,7 @@ import shlex
 LIMIT = 1
 """Seconds that an API server has for its answer."""
 FAILURES = 2
-"""Bad answers in a row after which an API server is lost; a refused connection is enough by itself."""
+"""Bad answers in a row after which an API server is lost; a refused connection, or a 500, is enough by itself."""
 SUCCESSES = 3
 """Good answers in a row after which a lost one is ready again."""
 SPREAD = 30
@@ -37,6 +37,20 @@ REST = 5
 def slot(address: str) -> int:
     """The node's own second of each SPREAD: nodes with neighbouring addresses have different ones."""
     return int(ipaddress.ip_address(address)) % SPREAD
+
+
+def preferred(address: str, count: int) -> int:
+    """Which of `count` API servers the node with this address takes while that one is ready.
+
+    The sum of the address's digits to the base `count`, modulo `count`: the Thue-Morse sequence where that is 2. Each
+    aligned block of `count` neighbouring addresses has each of them once, and addresses with any step between them are
+    spread too, which a plain remainder would not do (10.0.0.10, .20, .30).
+    """
+    rest, digits = int(ipaddress.ip_address(address)), 0
+    while count > 1 and rest:
+        rest, digit = divmod(rest, count)
+        digits += digit
+    return digits % count
 
 
 def script(
@@ -128,14 +142,16 @@ readyz() {{ # readyz ADDRESS [CURL-OPTION...]: in $status and $code
     --write-out '%{{http_code}}' "https://$address/readyz") || status=$?
 }}
 
-judge() {{ # judge N: what the answer says, in $answer and $verdict (good, bad or refused)
+judge() {{ # judge N: what the answer says, in $answer and $verdict (good, bad or lost)
   status='' code=''
   read -r status code < "$run/.answer.$1"
   case $status:$code in
     # 401 and 403: it is there, and does not know this node's certificate, or has --anonymous-auth=false.
     0:200 | 0:401 | 0:403) answer=$code verdict=good ;;
+    # It says itself that it is not ready.
+    0:5??) answer=$code verdict=lost ;;
     0:*) answer=$code verdict=bad ;;
-    7:*) answer=refused verdict=refused ;;
+    7:*) answer=refused verdict=lost ;;
     28:*) answer=timeout verdict=bad ;;
     35:* | 60:* | 77:*) answer=untrusted verdict=bad ;;
     127:*) answer=no-curl verdict=bad ;;
@@ -167,7 +183,7 @@ round() {{ # ask all at once, and count
     case $verdict in
       good) eval "good_$n=\\$((good_$n + 1)) bad_$n=0"; answering=$((answering + 1)) ;;
       bad) eval "bad_$n=\\$((bad_$n + 1)) good_$n=0" ;;
-      refused) eval "bad_$n={failures} good_$n=0" ;;
+      lost) eval "bad_$n={failures} good_$n=0" ;;
     esac
   done
 }}

@@ -1,5 +1,6 @@
 """The local way to the API servers."""
 
+import ipaddress
 import subprocess
 
 from tests.unit.samples import changed, checks, cluster, reloaded, restarted, stage, state, text, units, with_component
@@ -71,7 +72,7 @@ def test_the_probe_is_there_but_with_the_guide_or_one_server_or_off() -> None:
         there = "kube-nginx-probe.service" in {unit.name for unit in here.units}
         away = "kube-nginx-probe.service" in {unit.name for unit in here.absent_units}
         included = "include /run/kube-nginx/upstream.conf;" in text(state(cluster(**changes)), CONF)
-        cut = "worker_shutdown_timeout 1s;" in text(state(cluster(**changes)), CONF)
+        cut = "worker_shutdown_timeout 500ms;" in text(state(cluster(**changes)), CONF)
         curl = RequireCommand(name="curl", package="curl") in here.requirements
         assert there == included == cut == curl == ("kube_nginx.probe" in checks(cluster(**changes)))
         assert there != away
@@ -90,6 +91,24 @@ def test_without_the_probe_the_servers_are_in_the_configuration_itself() -> None
     assert set(servers(text(state(off), CONF))) == set(off.cluster.apiservers)
     (away,) = stage(off, "kube_nginx").absent_units
     assert {LIST, PROBE} <= set(away.paths)
+
+
+def test_a_node_prefers_one_server_and_neighbours_share_them_evenly() -> None:
+    (first, *others) = [
+        line.split() for line in text(state(cluster()), LIST).splitlines() if line.startswith("server ")
+    ]
+    assert "weight=100" in first
+    assert all("weight=100" not in line for line in others)
+    assert "weight" not in text(state(cluster(profile="guide")), CONF)
+    for count, steps in ((2, (1, 2, 10, 16)), (3, (1, 2, 10)), (5, (1,))):
+        for step in steps:
+            chosen = [
+                apiserver_probe.preferred(str(ipaddress.ip_address("10.2.0.0") + step * number), count)
+                for number in range(20 * count)
+            ]
+            most = max(chosen.count(server) for server in range(count))
+            assert most <= 20 * (1 if step == 1 else 1.75), (count, step)
+    assert apiserver_probe.preferred("fd00::1", 1) == 0
 
 
 def test_neighbours_take_a_returned_server_into_use_at_different_seconds() -> None:
