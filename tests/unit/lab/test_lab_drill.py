@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -49,7 +49,8 @@ def _interrupts() -> Iterator[None]:
 
 def restoring(steps: list[str], meanwhile: Callable[[], object]) -> None:
     with drill_fault.undisturbed():
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread: sent to the process, another one (pytest-xdist has some) may take it after the block.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         meanwhile()
         steps.append("restored")
     steps.append("went on")
