@@ -103,6 +103,10 @@ put() {{ # put FILE TEXT: the file appears whole, or not at all
   printf '%s' "$2" > "$run/.$1.new" && mv -f "$run/.$1.new" "$run/$1"
 }}
 
+names() {{ # names TEXT ADDRESS: whether the text has a line for this server
+  case $1 in *"server $2 "* | *"server $2;"*) return 0 ;; *) return 1 ;; esac
+}}
+
 # servers: `server HOST:PORT ...;` lines of nginx, as $address_N and $line_N for N = 1..$count.
 count=0
 while read -r word address rest; do
@@ -121,7 +125,7 @@ n=0
 while [ $n -lt $count ]; do
   n=$((n + 1))
   eval "address=\\$address_$n"
-  case $text in *"server $address "* | *"server $address;"*) state=ready ;; *) state=lost ;; esac
+  if names "$text" "$address"; then state=ready; else state=lost; fi
   eval "state_$n=\\$state since_$n=${{now%???}}"
 done
 rm -f "$run/status"
@@ -190,7 +194,7 @@ round() {{ # ask all at once, and count
 
 listed() {{ # whether server N is in the list that nginx has
   eval "address=\\$address_$1"
-  case $live in *"server $address "* | *"server $address;"*) return 0 ;; *) return 1 ;; esac
+  names "$live" "$address"
 }}
 
 wake() {{ # After a time without any answer: what is on the list gets another chance; one must be of use at once.
@@ -243,13 +247,13 @@ change() {{ # change WANTED: nginx reads the new list
   changed=$now due=0
   nginx_reload || {{ say "kube-nginx was not reloaded"; return; }}
   put loaded.conf "$1"
-  n=0 names=''
+  n=0 used=''
   while [ $n -lt $count ]; do
     n=$((n + 1))
     eval "address=\\$address_$n"
-    case $1 in *"server $address "* | *"server $address;"*) names="$names $address" ;; esac
+    ! names "$1" "$address" || used="$used $address"
   done
-  say "kube-nginx uses$names"
+  say "kube-nginx uses$used"
 }}
 
 follow() {{ # bring nginx's list to what is ready

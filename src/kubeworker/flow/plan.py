@@ -252,21 +252,10 @@ def _node_plan(
         peers=_peers(session, objects.nodes, node.name),
         network_ready=node.name in agents.running,
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
-        container=observed.container,
-        masquerade="iptables" if observed.masquerade == "iptables" else "nft",
-        resolv_conf=observed.resolv_conf,
     )
-    state = _state(session, node.name, facts, objects.token(node.name))
+    state = _state(session, node.name, with_seen(facts, observed), objects.token(node.name))
     stages = diff(state, observed)
-    rows = preflight.preflight(
-        state,
-        observed,
-        fleet=fleet,
-        address=node.address,
-        control_time=look.control_time,
-        plans=stages,
-        architecture=host_architecture(),
-    )
+    rows = checked(node, look, state, fleet, stages)
     faults = [row for row in rows if row.status == "failed"]
     return NodePlan(
         name=node.name,
@@ -281,6 +270,29 @@ def _node_plan(
         faults=tuple(faults),
         joining=joining,
         error=_preflight_failed(node.name, faults) if faults else None,
+    )
+
+
+def with_seen(facts: Facts, observed: Observed) -> Facts:
+    """Facts of the cluster, with those that the node itself showed."""
+    return replace(
+        facts,
+        container=observed.container,
+        masquerade="iptables" if observed.masquerade == "iptables" else "nft",
+        resolv_conf=observed.resolv_conf,
+    )
+
+
+def checked(node: NodeSpec, look: Look, state: NodeState, fleet: Fleet, stages: Sequence[StagePlan]) -> tuple[Row, ...]:
+    """Every preflight check that what the node showed can answer."""
+    return preflight.preflight(
+        state,
+        look.observed,
+        fleet=fleet,
+        address=node.address,
+        control_time=look.control_time,
+        plans=stages,
+        architecture=host_architecture(),
     )
 
 

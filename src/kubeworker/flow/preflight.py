@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import joined, preflight
+from kubeworker.core import joined
 from kubeworker.core.component import Facts
 from kubeworker.core.diff import diff
 from kubeworker.core.kube_views import NodeStatus
@@ -18,10 +18,9 @@ from kubeworker.core.reach_rows import Matrix
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow.events import Reporter
-from kubeworker.flow.plan import Look, fleet_of, observe
+from kubeworker.flow.plan import Look, checked, fleet_of, observe, with_seen
 from kubeworker.flow.reachability import reachability_of
 from kubeworker.flow.session import Request, Session, open_look
-from kubeworker.io.binary import host_architecture
 from kubeworker.io.fleet import Failed, Ok, Outcome
 
 
@@ -141,17 +140,6 @@ def _rows(
     facts = Facts(
         joined=joined.has_joined(node.name, observed, session.ca, datetime.now(UTC)),
         pod_cidr=api.pod_cidr if api else "",
-        container=observed.container,
-        masquerade="iptables" if observed.masquerade == "iptables" else "nft",
-        resolv_conf=observed.resolv_conf,
     )
-    state = session.inputs().state(node, facts)
-    return preflight.preflight(
-        state,
-        observed,
-        fleet=fleet,
-        address=node.address,
-        control_time=look.control_time,
-        plans=diff(state, observed),
-        architecture=host_architecture(),
-    )
+    state = session.inputs().state(node, with_seen(facts, observed))
+    return checked(node, look, state, fleet, diff(state, observed))
