@@ -247,7 +247,7 @@ DAMAGES: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "rm -r /var/lib/kubeworker",
         [
             ("restart", f"{unit}.service")
-            for unit in ("kube-nginx", "containerd", "kubelet", "kubeworker-routes", "kube-proxy")
+            for unit in ("kube-nginx", "kube-nginx-probe", "containerd", "kubelet", "kubeworker-routes", "kube-proxy")
         ],
     ),
 }
@@ -266,7 +266,8 @@ def test_drift_shows_in_the_plan_and_is_healed(operator: Operator, damage: str) 
 
     assert operator.plan("--node", "worker-01")["changes"] == 0
     assert operate.leftovers(lab, "worker-01") == ""
-    up = sh(lab, "worker-01", "systemctl is-active kubelet kube-proxy containerd kube-nginx kubeworker-routes")
+    units = "kubelet kube-proxy containerd kube-nginx kube-nginx-probe kubeworker-routes"
+    up = sh(lab, "worker-01", f"systemctl is-active {units}")
     assert set(up.split()) == {"active"}
 
 
