@@ -133,7 +133,7 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
 async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session]:
     """A session that only looks at nodes: without keys, artifacts and charts, which may all be missing yet.
 
-    Artifacts that are pinned count with their size; of those that aren't, nothing is known.
+    Artifacts that are pinned and image archives count with their size; of those that aren't there, nothing is known.
     """
     registry = discover()
     cluster = cluster_file.load(request.cluster_file, registry)
@@ -150,7 +150,7 @@ async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session
             ca=credentials.load_ca_certificate(cluster, now=datetime.now(UTC)),
             proxy=credentials.NO_KUBE_PROXY,
             blobs={each.name: unknown for each in wanted} | artifacts.pinned(request.cluster_file, cluster, wanted),
-            archives={path: Archive(references=(), blob=unknown) for path in desired.archives(cluster, registry)},
+            archives={path: oci_archive.described(Path(path)) for path in desired.archives(cluster, registry)},
             local_files=local_files.read_present(desired.local_files(cluster, registry)),
             releases=(),
             tools={},
@@ -186,17 +186,22 @@ async def connect_nodes(
 ) -> dict[str, Outcome[Node]]:
     """A connection to each node, closed with the stack."""
     specs = {each.name: each for each in chosen}
-    jump_hosts = node.JumpHosts()
+    jump_hosts, logins = node.JumpHosts(), node.login_slots(cluster.ssh)
     stack.push_async_callback(jump_hosts.aclose)
 
     async def work(name: str) -> Node:
         connected = await node.connect(
-            specs[name], cluster.ssh, accept_new_host_keys=accept_new_host_keys, jump_hosts=jump_hosts
+            specs[name],
+            cluster.ssh,
+            accept_new_host_keys=accept_new_host_keys,
+            jump_hosts=jump_hosts,
+            logins=logins,
         )
         stack.push_async_callback(connected.close)
         return connected
 
-    return await fan_out(tuple(specs), work, limit=cluster.ssh.concurrency)
+    # The logins themselves are held to `logins`; one that waits for its next try keeps nobody from theirs.
+    return await fan_out(tuple(specs), work, limit=max(len(specs), 1))
 
 
 async def _open(

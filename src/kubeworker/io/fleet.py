@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+from kubeworker.core.limit import Limit
 from kubeworker.errors import KubeworkerError
 
 K = TypeVar("K", bound=Hashable)
@@ -54,3 +57,72 @@ async def _outcome(item: K, work: Callable[[K], Awaitable[V]], slots: asyncio.Se
             )
             bug.__cause__ = error
             return Failed(bug)
+
+
+class Slots:
+    """Places for what may be under way at once, first come, first served; their number follows what is told of it."""
+
+    def __init__(self, limit: Limit) -> None:
+        """Nothing is under way yet."""
+        self.limit = limit
+        self.gains = 0
+        """Successes so far."""
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Wait for a place and hold it."""
+        await self._take()
+        try:
+            yield Slot(self, self.limit.epoch)
+        finally:
+            self._taken -= 1
+            self._wake()
+
+    async def _take(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._wake()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                # It was given the place already: the next one gets it.
+                self._taken -= 1
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting and self._taken < int(self.limit.allowed):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._taken += 1
+                turn.set_result(None)
+
+    def learn(self, limit: Limit) -> None:
+        """The limit is this from now on; what is under way above it goes on."""
+        self.limit = limit
+        self._wake()
+
+
+class Slot:
+    """One place that is held."""
+
+    def __init__(self, slots: Slots, epoch: int) -> None:
+        self._slots = slots
+        self._epoch = epoch
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else is under way: then it is not this run that is too much for the other end."""
+        return self._slots._taken <= 1  # noqa: SLF001
+
+    def gained(self) -> None:
+        """What holds it went well."""
+        self._slots.gains += 1
+        self._slots.learn(self._slots.limit.gained())
+
+    def lost(self) -> None:
+        """What holds it was turned away for there being too many."""
+        self._slots.learn(self._slots.limit.lost(began=self._epoch))

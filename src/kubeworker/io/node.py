@@ -9,20 +9,26 @@ import asyncio
 import contextlib
 import errno
 import os
+import random
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import asyncssh
 
+from kubeworker.core import limit
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import CredentialsError, NodeError, NodeUnreachable
+from kubeworker.io.fleet import Slots
 
 UNANSWERED_KEEPALIVES = 3
 """After so many the connection counts as lost."""
+
+FIRST_LOGINS = 16
+"""How many logins are under way at once before any has succeeded; each success makes room for one more."""
 
 # AES-GCM runs on the CPU's own instructions and needs no MAC of its own: an upload is not bound by the cipher.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr")
@@ -78,14 +84,25 @@ class Node(Protocol):
         ...
 
 
+def login_slots(ssh: Ssh) -> Slots:
+    """Places for a run's logins, its nodes and jump hosts together. Once logged in, a connection needs none."""
+    return Slots(limit.starting(ceiling=ssh.concurrency, first=FIRST_LOGINS))
+
+
 async def connect(
-    node: NodeSpec, ssh: Ssh, *, accept_new_host_keys: bool = False, jump_hosts: JumpHosts | None = None
+    node: NodeSpec,
+    ssh: Ssh,
+    *,
+    accept_new_host_keys: bool = False,
+    jump_hosts: JumpHosts | None = None,
+    logins: Slots | None = None,
 ) -> Node:
     """Log in to a node; NodeUnreachable says what is in the way.
 
     cluster.yaml comes before ~/.ssh/config, the node's own `ssh` before the common one. A host key that is in no
     known_hosts file is accepted (and written there) only with `accept_new_host_keys`; a changed one never.
-    `jump_hosts` shares the connections to jump hosts between nodes; the caller closes it after the nodes.
+    `jump_hosts` shares the connections to jump hosts between nodes; the caller closes it after the nodes. `logins`
+    holds them to what the other ends bear: a login that is dropped is tried again, and lowers it.
     """
     own = node.ssh
     way = _Way(
@@ -97,6 +114,7 @@ async def connect(
         jump=own.jump or ssh.jump,
         ssh=ssh,
         accept_new=accept_new_host_keys,
+        logins=logins or login_slots(ssh),
     )
     own_jumps = JumpHosts()
     try:
@@ -240,6 +258,7 @@ class _Way:
     jump: str
     ssh: Ssh
     accept_new: bool
+    logins: Slots = field(compare=False, repr=False)
 
     @property
     def place(self) -> str:
@@ -303,6 +322,7 @@ def _jump_way(way: _Way, jump: str) -> _Way:
         jump=before or "none",
         ssh=way.ssh,
         accept_new=way.accept_new,
+        logins=way.logins,
     )
 
 
@@ -364,17 +384,37 @@ async def _login(
     user = way.user or _configured(options, "User") or "root"
     keys = _KnownHosts(way, options)
     given = {"tunnel": tunnel} if tunnel is not None else {}
-    try:
-        return await asyncssh.connect(
-            way.host,
-            options=options,
-            username=user,
-            known_hosts=keys.known,
-            client_factory=lambda: _Client(keys),
-            **given,
-        )
-    except (TimeoutError, asyncssh.Error, OSError) as error:
-        raise _unreachable(way, user, keys, error) from error
+    blamed, tries, waits, gains = False, 0, 0, 0
+    while True:
+        async with way.logins.slot() as slot:
+            try:
+                connection = await asyncssh.connect(
+                    way.host,
+                    options=options,
+                    username=user,
+                    known_hosts=keys.known,
+                    client_factory=lambda: _Client(keys),
+                    **given,
+                )
+            except (TimeoutError, asyncssh.Error, OSError) as error:
+                # While others get in, patience is all it takes: such a try does not count.
+                tries, gains = tries + (way.logins.gains == gains or not tries), way.logins.gains
+                if not isinstance(error, _DROPPED) or tries == limit.TRIES:
+                    raise _unreachable(way, user, keys, error) from error
+                # One that drops every login, whatever the reason, must not slow down all others: it counts once.
+                if not blamed and not slot.alone:
+                    slot.lost()
+                    blamed = True
+            else:
+                slot.gained()
+                return connection
+        waits += 1
+        await asyncio.sleep(limit.wait(waits, random.random()))  # noqa: S311 (spread, not secrecy)
+
+
+# What sshd does with a connection too many (sshd_config(5), MaxStartups; since 9.8 PerSourcePenalties too): it closes
+# it before it has said its version. Data of ours that it had not read makes that a reset.
+_DROPPED = (asyncssh.ConnectionLost, ConnectionResetError, BrokenPipeError)
 
 
 def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> NodeUnreachable:
@@ -399,9 +439,9 @@ def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> N
         case asyncssh.ChannelOpenError():
             message = f"the jump host can't reach {way.place}: {error.reason}"
             hint = "check the address as the jump host sees it, and AllowTcpForwarding there"
-        case asyncssh.ConnectionLost():
-            message = f"{way.place} closed the connection during the login"
-            hint = "is it sshd that listens there? With many nodes at once MaxStartups of a jump host may be too low."
+        case asyncssh.ConnectionLost() | ConnectionResetError() | BrokenPipeError():
+            message = f"{way.place} closed the connection during the login, each time"
+            hint = "is it sshd that listens there? It may be kept busy by others: see MaxStartups in its sshd_config(5)"
         case _:
             message, hint = f"{way.place}: {error}", f"try: ssh {user}@{way.host}"
     return NodeUnreachable(message, subject=way.subject, hint=hint)

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
+from kubeworker.core import limit
 from kubeworker.errors import KubeworkerError, NodeUnreachable
-from kubeworker.io.fleet import Failed, Ok, fan_out
+from kubeworker.io.fleet import Failed, Ok, Slots, fan_out
 
 
 async def test_results_stand_in_the_order_of_the_items() -> None:
@@ -79,3 +80,48 @@ async def test_nothing_to_do() -> None:
     async def work(_item: int) -> None: ...
 
     assert await fan_out([], work, limit=1) == {}
+
+
+async def test_places_are_given_in_turn_and_follow_what_is_learnt() -> None:
+    slots = Slots(limit.starting(ceiling=8, first=2))
+    running, peak, order = 0, 0, []
+
+    async def work(item: int, *, lose: bool = False) -> None:
+        nonlocal running, peak
+        async with slots.slot() as slot:
+            running += 1
+            peak = max(peak, running)
+            order.append(item)
+            await asyncio.sleep(0.005)
+            running -= 1
+            if lose:
+                slot.lost()
+
+    await asyncio.gather(*(work(item) for item in range(10)))
+    assert (peak, order) == (2, list(range(10)))
+    slots.learn(slots.limit.gained().gained())
+    await asyncio.gather(*(work(item) for item in range(10)))
+    assert peak == 4
+    await asyncio.gather(*(work(item, lose=True) for item in range(4)))
+    peak = 0
+    await asyncio.gather(*(work(item) for item in range(4)))
+    assert peak == 2, "four losses of one moment are one"
+
+
+async def test_a_place_is_not_lost_with_one_that_waited_for_it() -> None:
+    slots = Slots(limit.starting(ceiling=1, first=1))
+
+    async def hold(seconds: float) -> None:
+        async with slots.slot():
+            await asyncio.sleep(seconds)
+
+    first = asyncio.create_task(hold(0.02))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(hold(0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await first
+    waiting[1].cancel()  # it has been given the place at this moment
+    await asyncio.gather(*waiting, return_exceptions=True)
+    async with asyncio.timeout(1):
+        await hold(0)
