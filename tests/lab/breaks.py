@@ -15,7 +15,7 @@ POD = ("pod.run", "pod.logs", "pod.exec")
 
 PRELUDE = r"""
 set -eu
-until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 150 ] || exit 1; sleep 0.2; done; }
+until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 300 ] || { echo "never: $*"; exit 1; }; sleep 0.2; done; }
 answers() { curl -ks -o /dev/null "$1"; }
 restart_kubelet() { systemctl restart kubelet; until_true answers "https://$ADDRESS:10250/healthz"; }
 restart_proxy() { systemctl restart kube-proxy; until_true answers "http://$ADDRESS:10256/healthz"; }
