@@ -353,6 +353,8 @@ _VXLAN_PORT = 8472
 """The chart's default for vxlan (values.yaml, tunnelPort: 0)."""
 _HEALTH_PORT = 4240
 """cluster-health-port's default (Cilium's pkg/defaults/defaults.go)."""
+_GOPS_PORT = 9890
+"""GopsPortAgent in Cilium's pkg/defaults/defaults.go; the chart has no value for it."""
 _WIREGUARD_PORT = 51871
 """Cilium's pkg/wireguard/types/types.go."""
 
@@ -372,11 +374,32 @@ def _own(config: Config) -> Iterator[Requirement]:
     ports = [_HEALTH_PORT] if config.values.get("healthChecking", True) else []
     ports += [4244] if config.hubble else []
     ports.append(int(config.values.get("healthPort") or 9879))
+    ports.append(_GOPS_PORT)
+    if (metrics := config.values.get("prometheus") or {}).get("enabled"):
+        ports.append(int(metrics.get("port") or 9962))
     for port in ports:
         yield RequirePort(port=port, unit="Cilium's agent", process=_AGENT_PROCESS)
+    for port in _envoy_ports(config.values):
+        yield RequirePort(port=port, unit="Cilium's Envoy", process="cilium-envoy")
     if config.routing == "vxlan":
         tunnel = int(config.values.get("tunnelPort") or _VXLAN_PORT)
         yield RequirePort(port=tunnel, unit="Cilium's vxlan", protocol="udp")
+
+
+def _envoy_ports(given: Mapping[str, Any]) -> Iterator[int]:
+    """Of the DaemonSet for layer 7 that the chart has by default (envoyDaemonSetEnabled in its _helpers.tpl)."""
+    envoy = given.get("envoy") or {}
+    if given.get("l7Proxy", True) is False:
+        return
+    if envoy.get("enabled") is not False:
+        yield int(envoy.get("healthPort") or 9878)
+    # The agent's own Envoy (envoy.enabled: false) has these too, once the first layer-7 policy makes it start.
+    metrics = envoy.get("prometheus") or {}
+    if metrics.get("enabled", True):
+        yield int(metrics.get("port") or 9964)
+    admin = (envoy.get("debug") or {}).get("admin") or {}
+    if admin.get("enabled"):
+        yield int(admin.get("port") or 9901)
 
 
 def _passing(cluster: ClusterFile, config: Config) -> Iterator[Requirement]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field
 
-from kubeworker.core import kubeconfig
+from kubeworker.core import kubeconfig, quantity
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
 from kubeworker.core.component import (
     HTTP2_PING,
@@ -40,7 +41,9 @@ from kubeworker.core.model import (
     RequireCgroupDriver,
     RequirePodAddresses,
     RequirePort,
+    RequireReserved,
     RequireResolvConf,
+    RequireSysctl,
     ServingCertificate,
     Stage,
     Unit,
@@ -126,6 +129,8 @@ def _stage(context: Context[Config]) -> Stage:
             RequireCgroupDriver(of="kubelet", driver=str(document.get("cgroupDriver", "cgroupfs"))),
             RequireResolvConf(path=str(document.get("resolvConf", "/etc/resolv.conf"))),
             *_pod_addresses(context, document),
+            *_kept_from_pods(document),
+            *_kernel_defaults(document),
             NodeToNode(
                 protocol="tcp",
                 port=port(context.config),
@@ -176,6 +181,43 @@ def _pod_addresses(context: Context[Config], document: dict[str, Any]) -> tuple[
     except (TypeError, ValueError):
         return ()  # kubelet's own checker says so, with the field's name.
     return (RequirePodAddresses(pods=pods, cidr=context.facts.pod_cidr),)
+
+
+def _kept_from_pods(document: dict[str, Any]) -> tuple[RequireReserved, ...]:
+    """What kubelet subtracts from the machine (its container manager's GetNodeAllocatableReservation)."""
+    parts = [document.get(key) or {} for key in ("kubeReserved", "systemReserved")]
+    # Where the whole map is absent, kubelet's default (DefaultEvictionHard) has the same figure for memory.
+    eviction = document.get("evictionHard")
+    limit = str((eviction if eviction is not None else _EVICTION).get("memory.available", 0))
+    try:
+        memory = sum((quantity.parse(part.get("memory", 0)) for part in parts), Fraction(0))
+        cpus = sum((quantity.parse(part.get("cpu", 0)) for part in parts), Fraction(0))
+        share = Fraction(limit[:-1]) / 100 if limit.endswith("%") else Fraction(0)
+        memory += 0 if limit.endswith("%") else quantity.parse(limit)
+    except (ValueError, AttributeError):
+        return ()  # kubelet's own checker says so, with the field's name.
+    return (RequireReserved(memory=memory, memory_share=share, cpus=cpus),)
+
+
+_KERNEL_DEFAULTS = {
+    "vm.overcommit_memory": "1",
+    "vm.panic_on_oom": "0",
+    "kernel.panic": "10",
+    "kernel.panic_on_oops": "1",
+    "kernel.keys.root_maxkeys": "1000000",
+    "kernel.keys.root_maxbytes": "25000000",
+}
+"""What kubelet sets by itself, and with protectKernelDefaults insists on (setupKernelTunables in pkg/kubelet/cm)."""
+
+
+def _kernel_defaults(document: dict[str, Any]) -> tuple[RequireSysctl, ...]:
+    if document.get("protectKernelDefaults") is not True:
+        return ()
+    then = "or components.host: {sysctls: true}; kubelet does not start otherwise (protectKernelDefaults)"
+    return tuple(
+        RequireSysctl(key=key, value=value, fix=f"sysctl -w {key}={value} and a line in /etc/sysctl.d, {then}")
+        for key, value in _KERNEL_DEFAULTS.items()
+    )
 
 
 def _directories(context: Context[Config]) -> tuple[Directory, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 
@@ -387,6 +388,17 @@ class RequireMachine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireReserved:
+    """The machine has what is kept from pods: kubelet does not start where that is more than there is."""
+
+    memory: Fraction
+    """Bytes."""
+    memory_share: Fraction
+    """Of the machine's memory, beside that (evictionHard in per cent)."""
+    cpus: Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireCgroupDriver:
     """Who makes cgroups does so with this driver: all on a node must agree, or pods are killed at random."""
 
@@ -470,6 +482,7 @@ Requirement: TypeAlias = (
     | RequireCgroup
     | RequireKernel
     | RequireMachine
+    | RequireReserved
     | RequireCgroupDriver
     | RequireResolvConf
     | RequirePodAddresses

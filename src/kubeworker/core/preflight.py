@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from kubeworker.core import preflight_fleet
+from kubeworker.core import preflight_fleet, preflight_kubelet
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.horizon import at_least
 from kubeworker.core.model import (
@@ -32,6 +32,7 @@ from kubeworker.core.model import (
     RequirePodAddresses,
     RequirePort,
     RequireProxyMode,
+    RequireReserved,
     RequireResolvConf,
     RequireSwapOff,
     RequireSysctl,
@@ -41,7 +42,7 @@ from kubeworker.core.model import (
 )
 from kubeworker.core.observed import Listener, Observed
 from kubeworker.core.preflight_fleet import Fleet
-from kubeworker.core.preflight_row import Checker, Row, Status, distinct
+from kubeworker.core.preflight_row import Checker, Row, Status, distinct, size
 from kubeworker.core.preflight_survey import survey_rows
 
 
@@ -67,6 +68,7 @@ def preflight(
             *node.machine(architecture),
             *(row for stage in state.stages for row in node.stage(stage)),
             node.cgroup_driver(),
+            *preflight_kubelet.identity(node, state, now=control_time),
             *node.space(),
             *preflight_fleet.rows(node, fleet, address=address, offset=offset, allowed=node.allowed_skew()),
             *survey_rows(node, state),
@@ -146,6 +148,8 @@ class _Node(Checker):
                 yield self.judge_host(key, good=seen.kernel, wrong=wrong, fix=fix, otherwise=otherwise)
             case RequireMachine(memory=memory, cpus=cpus):
                 yield from self._machine_size(memory, cpus)
+            case RequireReserved():
+                yield from preflight_kubelet.reserved(self, requirement)
             case RequireCgroupDriver():
                 pass  # `cgroup_driver` compares them.
             case RequireResolvConf(path=path):
@@ -196,7 +200,7 @@ class _Node(Checker):
                 "memory",
                 seen.memory,
                 memory,
-                _size(seen.memory),
+                size(seen.memory),
                 "give it more memory, or set components.host.min_memory_mib",
             ),
             ("cpus", seen.cpus, cpus, f"{seen.cpus} processors", "give it more, or set components.host.min_cpus"),
@@ -204,7 +208,7 @@ class _Node(Checker):
             if not has:
                 yield self.row(key, "unknown", "the node did not say")
                 continue
-            least = _size(needs) if key == "memory" else str(needs)
+            least = size(needs) if key == "memory" else str(needs)
             wrong = f"it has {says}, at least {least} are asked for" if has < needs else ""
             yield self.judge_host(key, good=says, wrong=wrong, fix=fix, otherwise="warning")
 
@@ -270,8 +274,8 @@ class _Node(Checker):
             for requirement in stage.requirements:
                 if isinstance(requirement, RequireDisk):
                     needs[requirement.path] = needs.get(requirement.path, 0) + requirement.free
-        for path, size in self._images():
-            needs[path] = needs.get(path, 0) + size
+        for path, room in self._images():
+            needs[path] = needs.get(path, 0) + room
         mounts: dict[str, list[str]] = {}
         for path in needs:
             if (disk := self.observed.disks.get(path)) is not None:
@@ -295,7 +299,7 @@ class _Node(Checker):
         disk = self.observed.disks[paths[0]]
         # A node that runs already has filled its disk by working: that is worth a word, not a refusal.
         otherwise: Status = "warning" if installed else "failed"
-        says = f"{_size(disk.free)} free on {disk.mount}, {_size(need)} needed for {', '.join(paths)}"
+        says = f"{size(disk.free)} free on {disk.mount}, {size(need)} needed for {', '.join(paths)}"
         fix = f"free space on {disk.mount}"
         wrong = says if disk.free < need else ""
         yield self.judge(f"disk-{disk.mount}", good=says, wrong=wrong, fix=fix, otherwise=otherwise)
@@ -327,7 +331,3 @@ def _version(kernel: str) -> str:
     """The two numbers that a kernel's release begins with."""
     found = re.match(r"\d+\.\d+", kernel)
     return found[0] if found else "0.0"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

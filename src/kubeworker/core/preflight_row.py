@@ -33,6 +33,11 @@ class Row:
         return {"id": self.id, "status": self.status, "message": self.message, "fix": self.fix}
 
 
+def size(count: float) -> str:
+    """Bytes, as people read them."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def distinct(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Each check of a node once, in the order of the first: where several ask the same, those that are worst off."""
     kept: dict[tuple[str, str], list[Row]] = {}

@@ -6,9 +6,9 @@ import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from kubeworker.core.model import NodeState, NodeToNode
+from kubeworker.core.model import NodeState, NodeToNode, RequireCgroupDriver, RequireDisk
 from kubeworker.core.preflight_row import Checker, Row
-from kubeworker.core.survey import SYSCTL_DIRS
+from kubeworker.core.survey import OWN_UNITS, SYSCTL_DIRS
 
 Survey = Mapping[str, Sequence[str]]
 
@@ -22,9 +22,12 @@ def survey_rows(node: Checker, state: NodeState) -> Iterator[Row]:
     if survey is None:
         return
     yield _noexec(node, state, survey)
+    yield _noexec_data(node, state, survey)
     yield from _sysctls(node, state, survey)
     yield _swap(node, survey)
     yield _other_cluster(node, survey)
+    yield from _other_units(node, state, survey)
+    yield _other_driver(node, state, survey)
     yield _network(node, state, survey)
     yield _rules(node, state, survey)
     yield from _firewall(node, state, survey)
@@ -41,6 +44,23 @@ def _noexec(node: Checker, state: NodeState, survey: Survey) -> Row:
     wrong = f"programs can't be run from {', '.join(bad)}: mounted noexec" if bad else ""
     fix = "mount it with exec (/etc/fstab), or set `paths:` to another file system"
     return node.judge("noexec", good="programs can be run where they are put", wrong=wrong, fix=fix)
+
+
+def _noexec_data(node: Checker, state: NodeState, survey: Survey) -> Row:
+    """The folders of kubelet and containerd: much works all the same, so that is a warning."""
+    mounts, disks = survey.get("noexec", ()), node.observed.disks
+    needs = {need.path for stage in state.stages for need in stage.requirements if isinstance(need, RequireDisk)}
+    bad = sorted(path for path in needs - {state.bin_dir} if path in disks and disks[path].mount in mounts)
+    # Tried: programs on an overlayfs run, whatever the options of the file system below are; a bind mount keeps them.
+    wrong = (
+        f"{', '.join(bad)}: mounted noexec. Programs can't be run from pods' emptyDir and local volumes there, nor "
+        "images with a snapshotter other than overlayfs"
+        if bad
+        else ""
+    )
+    fix = "mount it with exec (/etc/fstab), or set `paths:` to another file system"
+    good = "programs can be run from volumes"
+    return node.judge("noexec-data", good=good, wrong=wrong, fix=fix, otherwise="warning")
 
 
 def _sysctls(node: Checker, state: NodeState, survey: Survey) -> Iterator[Row]:
@@ -102,6 +122,56 @@ def _other_cluster(node: Checker, survey: Survey) -> Row:
     wrong = f"another Kubernetes or container engine was or is here: {', '.join(found)}" if found else ""
     fix = "take it away by its own means (kubeadm reset, k3s-uninstall.sh, apt-get remove), then what is left by hand"
     return node.judge("other-cluster", good="no traces", wrong=wrong, fix=fix, otherwise="warning")
+
+
+def _other_units(node: Checker, state: NodeState, survey: Survey) -> Iterator[Row]:
+    """Units of distributions' packages by the names of ours: ours in /etc hides them, their drop-ins change ours."""
+    own = {unit.name: unit.path for stage in state.stages for unit in stage.units}
+    for name in OWN_UNITS:
+        if name not in own:
+            continue
+        files = [each.partition(" ")[::2] for each in survey.get("unit-file", ()) if f"/{name} " in f"{each} "]
+        changed = [path for path in survey.get("unit-command", ()) if f"/{name}.d/" in path]
+        seen = node.observed.units.get(name)
+        runs = " and runs now" if seen and seen.active_state == "active" and seen.fragment != own[name] else ""
+        key, package = f"other-unit-{name.removesuffix('.service')}", files[0][1] if files else ""
+        if changed:
+            wrong = f"{', '.join(changed)} gives {name} another command than this tool's: it would not be what is run"
+            fix = f"remove {' '.join(changed)}, with the package that brought it (kubeadm, kubelet)"
+            yield node.row(key, "failed", wrong, fix)
+            continue
+        of = f" (package {package})" if package else ""
+        found = ", ".join(path for path, _ in files)
+        wrong = (
+            f"{found}{of} is a {name} of a distribution's own{runs}; this tool's hides it, but an upgrade or removal "
+            "of its package restarts, stops or disables what has that name"
+            if files
+            else ""
+        )
+        fix = f"once its containers are gone: apt-get purge {package or 'PACKAGE'}, or hold it: apt-mark hold"
+        yield node.judge(key, good="no package has one", wrong=wrong, fix=fix, otherwise="warning")
+
+
+_DRIVER = re.compile(r"(?:cgroup-?driver\W+|native\.cgroupdriver=)(\w+)|SystemdCgroup\W+(true|false)", re.IGNORECASE)
+
+
+def _other_driver(node: Checker, state: NodeState, survey: Survey) -> Row:
+    """What files that are not this tool's say of the cgroup driver: two managers are in each other's way."""
+    managed = {file.path for stage in state.stages for file in stage.files}
+    needs = [need for stage in state.stages for need in stage.requirements if isinstance(need, RequireCgroupDriver)]
+    ours = next((need.driver for need in needs if need.of == "kubelet"), "")
+    found = []
+    for line in survey.get("cgroup-driver", ()):
+        path, _, text = line.partition(":")
+        match = _DRIVER.search(text)
+        if path in managed or match is None:
+            continue
+        driver = match[1] or ("systemd" if match[2] == "true" else "cgroupfs")
+        found += [f"{path}: {driver}"] if ours and driver != ours else []
+    wrong = f"another cgroup driver than this node's {ours}: {', '.join(found)}" if found else ""
+    fix = f"set {ours} there, or remove what reads the file: of two drivers one will kill the other's containers"
+    good = "no other file says otherwise"
+    return node.judge("cgroup-driver-other", good=good, wrong=wrong, fix=fix, otherwise="warning")
 
 
 def _network(node: Checker, state: NodeState, survey: Survey) -> Row:

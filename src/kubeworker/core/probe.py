@@ -1,7 +1,8 @@
 """One shell script that reports everything a plan needs to know of a node; `observed.parse` reads the answer.
 
 POSIX sh with coreutils, findutils, awk, grep, iproute2 and systemd, as every Debian has them. It changes nothing but
-its own hash index, and that only once the tool has been at home on the node. Few processes: each costs a millisecond.
+its own hash index, and that only once the tool has been at home on the node, and not for `preflight`. Few processes:
+each costs a millisecond.
 
 The index (`<home>/index`) saves hashing big binaries again, as git's does: a line per file, sha256 TAB size TAB
 mtime TAB ctime TAB inode TAB path. An unchanged stat gives the recorded hash. A file that changed within the last
@@ -102,7 +103,8 @@ def leftovers(stage: Stage) -> tuple[Leftover, ...]:
 
 
 def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, home: str = HOME) -> str:
-    """The probe for one desired state; `rehash` ignores the index; `surveyed` looks at what `core/survey.py` adds.
+    """The probe for one desired state; `rehash` ignores the index; `surveyed` looks at what `core/survey.py` adds, and
+    leaves the index as it is.
 
     The set of paths must not depend on facts.
     """
@@ -122,7 +124,7 @@ def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, ho
         _ports(requirements),
         _disks(requirements, state.bin_dir),
         _units(units),
-        _files(state, paths, units, rehash=rehash),
+        _files(state, paths, units, rehash=rehash, keep=not surveyed),
         _links(state),
         _marked(state),
         _leftovers(state),
@@ -208,12 +210,19 @@ say addresses-end"""
 def _sysctls(state: NodeState, requirements: Iterable[object]) -> str:
     keys = {sysctl.key for stage in state.stages for sysctl in stage.sysctls}
     keys |= {requirement.key for requirement in requirements if isinstance(requirement, RequireSysctl)}
-    return "\n".join(_sysctl(key) for key in sorted(keys))
-
-
-def _sysctl(key: str) -> str:
-    path = shlex.quote(sysctl_path(key))
-    return f'[ ! -r {path} ] || {{ read -r value < {path}; printf "sysctl\\t%s\\t%s\\n" {shlex.quote(key)} "$value"; }}'
+    if not keys:
+        return ""
+    paths = {key: shlex.quote(sysctl_path(key)) for key in sorted(keys)}
+    cases = "\n".join(
+        f'    {path}:*) printf "sysctl\\t%s\\t%s\\n" {shlex.quote(key)} "${{line#{path}:}}" ;;'
+        for key, path in paths.items()
+    )
+    # grep and not the shell's read: that may ask byte by byte, and a numeric setting answers the first time only.
+    return f"""grep -Hs -m 1 '' -- {" ".join(paths.values())} | while IFS= read -r line; do
+  case $line in
+{cases}
+  esac
+done"""
 
 
 def sysctl_path(key: str) -> str:
@@ -394,7 +403,7 @@ for name in {names}; do
 done"""
 
 
-def _files(state: NodeState, paths: tuple[str, ...], units: list[str], *, rehash: bool) -> str:
+def _files(state: NodeState, paths: tuple[str, ...], units: list[str], *, rehash: bool, keep: bool) -> str:
     wanted = "\n".join(f"w\t{file.sha256}\t{file.path}" for file in _text_files(state))
     patterns = " ".join(
         [
@@ -409,6 +418,7 @@ for path in {patterns}; do
 done
 """
     index = "" if rehash else "$home/index"
+    where = '"$home"' if keep else "''"
     return f"""set -- {shlex.join(paths)}
 {unnamed}stats=$(stat --printf 's\\t%f\\t%U:%G\\t%s\\t%.9Y\\t%.9Z\\t%i\\t%n\\n' -- "$@" 2> /dev/null)
 wanted={shlex.quote(wanted)}
@@ -421,7 +431,7 @@ case "$nl$found" in *"${{nl}}t$tab"*)
   fresh=$(printf '%s\\n' "$found" | sed -n 's/^t\\t//p' |
     xargs -d '\\n' -n 8 -P "$(nproc)" sha256sum -z -- 2> /dev/null |
     tr '\\0' '\\n' | sed 's/^\\(.\\{{64\\}}\\)  /f\\t\\1\\t/')
-  if [ -d "$home" ]; then
+  if [ -d {where} ]; then
     found=$(hashes "$fresh" "$home/index.$$")
     mv -f "$home/index.$$" "$home/index"
   else

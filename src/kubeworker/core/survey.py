@@ -39,6 +39,12 @@ REMAINS = (
 )
 """What kubeadm, k3s, RKE2, k0s and microk8s leave; none of it is this tool's."""
 
+OWN_UNITS = ("containerd.service", "kubelet.service", "kube-proxy.service")
+"""Units of this tool that distributions' packages have too, by the same names."""
+
+UNIT_DIRS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+"""Where packages put units. /lib is a link to usr/lib where a distribution has merged them."""
+
 LINKS = (
     "flannel.1 flannel-v6.1 cni0 vxlan.calico cali* weave vethwe* antrea-gw0 ovn-k8s-mp0 kube-bridge "
     "cilium_host cilium_net cilium_vxlan kw0"
@@ -73,7 +79,7 @@ _AWK = r"""
   $1 == "type" && / hook (input|forward) / && /policy drop/ {
     print "survey\tdrops\t" ($0 ~ /hook input/ ? "input" : "forward") " " family " " table " " chain
   }
-  /^\*/ { family = "iptables"; table = substr($1, 2) }
+  /^\*/ { family = LEGACY; table = substr($1, 2) }
   /^:/ { known(substr($1, 2)) }
   /^:(INPUT|FORWARD) DROP/ && table == "filter" {
     print "survey\tdrops\t" (/^:INPUT/ ? "input" : "forward") " " family " filter " substr($1, 2)
@@ -128,14 +134,28 @@ systemctl show --property=Id,ActiveState,FragmentPath -- {" ".join(UNITS)} | whi
     ActiveState) [ "$value" != active ] || found active "$id" ;;
   esac
 done
+for name in {" ".join(OWN_UNITS)}; do
+  for folder in {" ".join(UNIT_DIRS)}; do
+    if [ ! -f "$folder/$name" ] || {{ [ "$folder" = /lib/systemd/system ] && [ -L /lib ]; }}; then continue; fi
+    # The pattern, for dpkg may know it by the name that it has without the merged /usr.
+    owner=$({{ dpkg-query -S "*/systemd/system/$name" || rpm -qf "$folder/$name"; }} 2> /dev/null | head -n 1)
+    found unit-file "$folder/$name ${{owner%%:*}}"
+  done
+  for path in {
+    " ".join(f'"{folder}/$name.d"/*.conf' for folder in ("/etc/systemd/system", "/run/systemd/system", *UNIT_DIRS[:2]))
+}; do
+    if grep -qs '^ExecStart=' "$path"; then found unit-command "$path"; fi
+  done
+done
 if grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf; then found ufw enabled; fi
 grep -hs '<port ' /etc/firewalld/zones/*.xml | while IFS= read -r line; do found firewalld-port "$line"; done
 grep -Hs -e '^[^#]*cgroup-driver' -e '^[^#]*cgroupDriver' -e '^[^#]*SystemdCgroup' -e '^[^#]*native.cgroupdriver' \\
-  /var/lib/kubelet/config.yaml /etc/containerd/config.toml /etc/default/kubelet /etc/docker/daemon.json \\
+  /var/lib/kubelet/config.yaml /etc/containerd/config.toml /etc/default/kubelet /etc/sysconfig/kubelet \\
+  /etc/docker/daemon.json \\
   /etc/systemd/system/kubelet.service.d/*.conf /usr/lib/systemd/system/kubelet.service.d/*.conf |
   while IFS= read -r line; do found cgroup-driver "$line"; done
 {_VALUES}
-chains() {{ awk -v CHAINS='{CHAINS}' '{_AWK}'; }}
+chains() {{ awk -v CHAINS='{CHAINS}' -v LEGACY="${{1:-}}" '{_AWK}'; }}
 base=$(nft list chains 2> /dev/null | chains)
 [ -z "$base" ] || printf '%s\\n' "$base"
 printf '%s\\n' "$base" | while read -r _ what hook _ family table chain; do
@@ -143,4 +163,8 @@ printf '%s\\n' "$base" | while read -r _ what hook _ family table chain; do
   nft list chain "$family" "$table" "$chain" | while IFS= read -r line; do found rule "$line"; done
 done
 # iptables-legacy-save loads modules: only where its tables are in use.
-if grep -qs filter /proc/net/ip_tables_names; then iptables-legacy-save 2> /dev/null | chains; fi"""
+for each in iptables/ip ip6tables/ip6; do
+  if grep -qs filter "/proc/net/${{each#*/}}_tables_names"; then
+    "${{each%/*}}-legacy-save" 2> /dev/null | chains "${{each%/*}}"
+  fi
+done"""

@@ -14,7 +14,7 @@ from kubeworker.components.cilium import Config
 from kubeworker.core import desired
 from kubeworker.core.component import Facts, KeyPair
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.model import Stage, WarnOfTraces
+from kubeworker.core.model import RequirePort, Stage, WarnOfTraces
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError
 
@@ -243,3 +243,23 @@ def test_nodes_that_nobody_brings_to_a_service_are_warned_of() -> None:
 
     assert "nodes do not" in warned_of(replacement=False)[0]
     assert warned_of(replacement=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "ports"),
+    [
+        ({}, {4240, 4244, 9879, 9890, 9878, 9964, 8472}),
+        ({"l7Proxy": False}, {4240, 4244, 9879, 9890, 8472}),
+        ({"envoy": {"enabled": False}}, {4240, 4244, 9879, 9890, 9964, 8472}),
+        (
+            {"envoy": {"healthPort": 1, "prometheus": {"port": "2"}, "debug": {"admin": {"enabled": True}}}},
+            {4240, 4244, 9879, 9890, 1, 2, 9901, 8472},
+        ),
+        ({"prometheus": {"enabled": True}, "l7Proxy": False}, {4240, 4244, 9879, 9890, 9962, 8472}),
+    ],
+)
+def test_every_port_of_agent_and_envoy_must_be_free_as_the_values_turn_them_on(
+    given: dict[str, Any], ports: set[int]
+) -> None:
+    needs = stage(ready=True, values=given).requirements
+    assert {need.port for need in needs if isinstance(need, RequirePort)} == ports

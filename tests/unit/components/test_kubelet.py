@@ -1,6 +1,7 @@
 """The node agent: its file, its unit, its bootstrap kubeconfig."""
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -23,7 +24,16 @@ from tests.unit.samples import (
 from kubeworker.components import kubelet
 from kubeworker.core import desired
 from kubeworker.core.component import Facts
-from kubeworker.core.model import Absent, Certificate, Deferred, FileMode, Http, Listening
+from kubeworker.core.model import (
+    Absent,
+    Certificate,
+    Deferred,
+    FileMode,
+    Http,
+    Listening,
+    RequireReserved,
+    RequireSysctl,
+)
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError
 
@@ -329,3 +339,30 @@ def test_settings_follow_the_profile_unless_they_are_set() -> None:
 def test_a_port_that_config_removes_is_kubelets_own() -> None:
     assert kubelet.port(kubelet.Config(config={"port": None})) == 10250
     assert kubelet.port(kubelet.Config(config={"port": 10350})) == 10350
+
+
+def kept(**settings: Any) -> tuple[RequireReserved, ...]:
+    needs = stage(with_component("kubelet", config=settings), "kubelet").requirements
+    return tuple(need for need in needs if isinstance(need, RequireReserved))
+
+
+def test_what_is_kept_from_pods_is_added_up() -> None:
+    mib = 1 << 20
+    assert kept() == (RequireReserved(memory=Fraction(612 * mib), memory_share=Fraction(0), cpus=Fraction(1, 5)),)
+    of = {"kubeReserved": {"cpu": 1, "memory": "1Gi"}, "systemReserved": None, "evictionHard": None}
+    assert kept(**of) == (RequireReserved(memory=Fraction(1124 * mib), memory_share=Fraction(0), cpus=Fraction(1)),)
+    assert kept(evictionHard={"memory.available": "5%"})[0].memory_share == Fraction(1, 20)
+
+
+@pytest.mark.parametrize("value", [{"memory": "lots"}, {"cpu": "1 core"}, "all"])
+def test_what_is_no_quantity_is_left_to_kubelets_own_checker(value: Any) -> None:
+    assert kept(kubeReserved=value) == ()
+
+
+def test_kernel_settings_are_asked_for_where_kubelet_may_not_set_them() -> None:
+    def asked(on: bool) -> set[str]:  # noqa: FBT001 - one case each
+        spec = with_component("kubelet", config={"protectKernelDefaults": on})
+        return {need.key for need in stage(spec, "kubelet").requirements if isinstance(need, RequireSysctl)}
+
+    assert asked(on=False) == set()
+    assert {"vm.overcommit_memory", "kernel.panic", "kernel.keys.root_maxkeys"} <= asked(on=True)

@@ -6,8 +6,18 @@ import pytest
 from tests.unit.core.engine_states import bare, blob, state
 
 from kubeworker.core import preflight_fleet
-from kubeworker.core.model import Binary, NodeToNode, RequireClock, RequireSysctl, Stage
-from kubeworker.core.observed import NodeAddress, Observed
+from kubeworker.core.model import (
+    Binary,
+    File,
+    NodeToNode,
+    RequireCgroupDriver,
+    RequireClock,
+    RequireDisk,
+    RequireSysctl,
+    Stage,
+    Unit,
+)
+from kubeworker.core.observed import Disk, NodeAddress, Observed, SeenUnit
 from kubeworker.core.preflight import preflight
 from kubeworker.core.preflight_row import Row
 from kubeworker.core.preflight_survey import at_boot
@@ -19,7 +29,12 @@ WANTED = state(
             RequireClock(skew=5),
             RequireSysctl(key="net.ipv4.ip_forward", value="1", fix="sysctl"),
             NodeToNode(protocol="tcp", port=10250, why="kubelet"),
+            RequireDisk(path="/opt/k8s/bin", free=0),
+            RequireDisk(path="/data/k8s", free=0),
+            RequireCgroupDriver(of="kubelet", driver="systemd"),
         ),
+        files=(File(path="/etc/containerd/config.toml", content=b""),),
+        units=(Unit(name="containerd.service", content=""), Unit(name="kubelet.service", content="")),
         binaries=(Binary(path="/opt/k8s/bin/kubelet", blob=blob(b"x"), version="1"),),
     )
 )
@@ -34,11 +49,29 @@ def rows(observed: Observed, peers: dict[str, Observed] | None = None, **fields:
 
 def surveyed(**found: tuple[str, ...]) -> dict[str, Row]:
     survey = {key.replace("_", "-"): lines for key, lines in found.items()}
-    return rows(bare(survey=survey, sysctls={"net.ipv4.ip_forward": "1"}))
+    disks = {
+        "/opt/k8s/bin": Disk(path="/opt/k8s/bin", mount="/opt", free=1, inodes=None),
+        "/data/k8s": Disk(path="/data/k8s", mount="/data", free=1, inodes=None),
+    }
+    return rows(bare(survey=survey, sysctls={"net.ipv4.ip_forward": "1"}, disks=disks))
 
 
 FAULTS = [
     ("noexec", {"noexec": ("/opt",)}, "failed", "/opt/k8s/bin"),
+    ("noexec-data", {"noexec": ("/data",)}, "warning", "/data/k8s: mounted noexec"),
+    (
+        "other-unit-containerd",
+        {"unit_file": ("/usr/lib/systemd/system/containerd.service containerd.io",)},
+        "warning",
+        "(package containerd.io)",
+    ),
+    (
+        "other-unit-kubelet",
+        {"unit_command": ("/usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf",)},
+        "failed",
+        "10-kubeadm.conf gives kubelet.service another command",
+    ),
+    ("cgroup-driver-other", {"cgroup_driver": ("/var/lib/kubelet/config.yaml:cgroupDriver: cgroupfs",)}, "warning", ""),
     ("sysctl-boot-net.ipv4.ip_forward", {"sysctl": ("/etc/sysctl.d/99-x.conf:net.ipv4.ip_forward=0",)}, "warning", "0"),
     ("swap-boot", {"swap": ("/etc/systemd/zram-generator.conf",)}, "warning", "zram-generator"),
     ("other-cluster", {"remains": ("/etc/kubernetes/admin.conf",)}, "warning", "admin.conf"),
@@ -69,6 +102,30 @@ def test_a_fault_is_found_with_a_fix(check: str, found: dict[str, tuple[str, ...
 def test_a_rule_that_names_the_port_opens_it() -> None:
     opened = surveyed(drops=("input nft inet filter input",), rule=("tcp dport { 22, 10250 } accept",))
     assert opened["firewall"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("line", "driver"),
+    [
+        ('/etc/docker/daemon.json:  "exec-opts": ["native.cgroupdriver=cgroupfs"]', "cgroupfs"),
+        ('/etc/default/kubelet:KUBELET_EXTRA_ARGS="--cgroup-driver=cgroupfs"', "cgroupfs"),
+        ("/etc/k3s/config.toml:  SystemdCgroup = false", "cgroupfs"),
+        ("/etc/default/kubelet:KUBELET_EXTRA_ARGS=--cgroup-driver=systemd", ""),
+        ("/etc/k3s/config.toml:  SystemdCgroup = true", ""),
+        # Managed: apply writes it anew.
+        ("/etc/containerd/config.toml:  SystemdCgroup = false", ""),
+    ],
+)
+def test_another_files_cgroup_driver_is_compared_with_the_nodes(line: str, driver: str) -> None:
+    row = surveyed(cgroup_driver=(line,))["cgroup-driver-other"]
+    assert (row.status, driver in row.message) == ("warning" if driver else "ok", True)
+
+
+def test_a_distributions_unit_that_runs_is_told_so() -> None:
+    path = "/usr/lib/systemd/system/containerd.service"
+    unit = SeenUnit(name="containerd.service", active_state="active", fragment=path)
+    found = rows(bare(survey={"unit-file": (f"{path} ",)}, units={unit.name: unit}))["other-unit-containerd"]
+    assert f"{path} is a containerd.service of a distribution's own and runs now" in found.message
 
 
 def test_the_last_file_by_name_has_the_last_word_and_etc_hides_usr() -> None:

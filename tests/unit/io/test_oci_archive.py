@@ -35,6 +35,14 @@ def test_an_archive_is_copied_to_the_store_once_and_again_when_it_changes(tmp_pa
     assert oci_archive.read(path, store).blob != first.blob
 
 
+def test_an_archive_is_described_without_a_copy_and_one_that_is_not_there_as_unknown(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar", {"manifests": [{"annotations": {"io.containerd.image.name": "a:1"}}]})
+    known = oci_archive.described(path)
+    assert (known.references, known.blob.size) == (("a:1",), path.stat().st_size)
+    missing = oci_archive.described(tmp_path / "b.tar")
+    assert (missing.references, missing.blob.size) == ((), 0)
+
+
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tar")
     with pytest.raises(ArtifactError, match="OCI"):
