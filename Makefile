@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`.
-.PHONY: setup dev check test demo bench fmt
+.PHONY: setup dev check test demo bench fmt docs
 
 setup:
 	@scripts/setup runtime
@@ -21,3 +21,6 @@ demo: setup
 
 bench: dev
 	@.venv/bin/python tests/bench/bench.py
+
+docs: dev
+	@scripts/docs

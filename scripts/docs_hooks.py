@@ -1,0 +1,32 @@
+"""What `make docs` does beyond mkdocs.yml: a page that the navigation does not name gets a place in it."""
+
+from pathlib import Path
+
+ASIDE = "More"
+"""Pages that nobody has put anywhere."""
+
+
+def on_config(config):
+    """Drop pages that are not there (yet), and add those that are there and not named."""
+    docs = Path(config["docs_dir"])
+    there = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    named = set()
+    nav = _existing(config["nav"], there, named)
+    decisions = sorted(page for page in there - named if page.startswith("adr/"))
+    for group in nav:
+        if isinstance(group, dict) and "Working on it" in group:
+            group["Working on it"].append({"Decisions": decisions})
+    rest = sorted(there - named - set(decisions))
+    config["nav"] = [*nav, {ASIDE: rest}] if rest else nav
+    return config
+
+
+def _existing(entries, there, named):
+    kept = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            kept += [{title: _existing(inside, there, named)} for title, inside in entry.items()]
+        elif entry in there:
+            named.add(entry)
+            kept.append(entry)
+    return kept
