@@ -1,0 +1,111 @@
+"""kubeworker as the bench measures it: inside this process, which is up already, and as a whole command."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kubeworker.flow import events
+from kubeworker.flow.apply import ApplyReport, Options, apply
+from kubeworker.flow.events import Event, Transfer
+from kubeworker.flow.plan import Plan, plan
+from kubeworker.flow.session import Request
+
+COMMAND = Path(sys.executable).with_name("kubeworker")
+
+
+class BenchFailed(Exception):
+    """What was to be measured did not happen: no number of it would mean anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """What some work cost this process."""
+
+    seconds: float
+    cpu: float
+    """Processor seconds, children that ended included."""
+
+
+def timed(work: Callable[[], object]) -> Timed:
+    """Do it once."""
+    before, began = _cpu(), time.perf_counter()
+    work()
+    return Timed(seconds=time.perf_counter() - began, cpu=_cpu() - before)
+
+
+def _cpu() -> float:
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in usage)
+
+
+@dataclass(kw_only=True)
+class Uploads:
+    """When the first byte of artifacts left and the last one had left, heard from the run's events."""
+
+    first: float = 0.0
+    last: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def hear(self, event: Event) -> None:
+        """A run's event."""
+        if isinstance(event, Transfer) and event.node:
+            now = time.perf_counter() - self.began
+            self.first = self.first or now
+            self.last = now
+
+
+def apply_once(
+    cluster_file: Path, nodes: tuple[str, ...] = (), report: Callable[[Event], None] = events.silent
+) -> ApplyReport:
+    """One `apply`; BenchFailed unless every node is well."""
+
+    async def yes(_plan: Plan) -> bool:
+        return True
+
+    done = asyncio.run(apply(Request(cluster_file=cluster_file, nodes=nodes), Options(), yes, report))
+    if done.exit_code:
+        failed = [f"{node.name}: {node.error}" for node in done.nodes if node.error]
+        raise BenchFailed("apply failed: " + "; ".join(failed[:5]))
+    return done
+
+
+def converged(cluster_file: Path) -> None:
+    """One `apply` that has nothing to do; BenchFailed where it has."""
+    done = apply_once(cluster_file)
+    if done.plan.changes:
+        raise BenchFailed(f"not converged: {done.plan.changes} changes are due")
+
+
+def converged_command(cluster_file: Path) -> None:
+    """The same as a command, its start included."""
+    run([str(COMMAND), "apply", "--yes", "-f", str(cluster_file)])
+
+
+def look(cluster_file: Path) -> Plan:
+    """What every node should have, and what it has."""
+    return asyncio.run(plan(Request(cluster_file=cluster_file), events.silent))
+
+
+def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """A command's output; BenchFailed with its last lines if it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=cwd,
+        env=env,
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        raise BenchFailed(f"`{' '.join(command[:4])}` ended with status {done.returncode}:\n{tail}")
+    return done.stdout
