@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -47,11 +48,9 @@ def _interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def restoring(steps: list[str], meanwhile: Callable[[], object]) -> None:
+def restoring(steps: list[str], interrupt: Callable[[], object]) -> None:
     with drill_fault.undisturbed():
-        # To this thread: sent to the process, another one (pytest-xdist has some) may take it after the block.
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        meanwhile()
+        interrupt()
         steps.append("restored")
     steps.append("went on")
 
@@ -60,7 +59,35 @@ def restoring(steps: list[str], meanwhile: Callable[[], object]) -> None:
 def test_a_stop_in_the_middle_of_taking_back_comes_when_that_is_done() -> None:
     steps: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        restoring(steps, lambda: None)
+        # To this thread: sent to the process, another one (pytest-xdist has some) may take it after the block.
+        restoring(steps, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    assert steps == ["restored"]
+
+
+@pytest.mark.usefixtures("_interrupts")
+def test_so_does_one_that_another_thread_takes() -> None:
+    """As the thread of a live table does, in which nothing is blocked."""
+    end, (taken, woken) = threading.Event(), socket.socketpair()
+    woken.setblocking(False)
+    other = threading.Thread(target=end.wait)
+    other.start()
+    before = signal.set_wakeup_fd(woken.fileno())
+
+    def interrupt() -> None:
+        assert other.ident is not None
+        signal.pthread_kill(other.ident, signal.SIGINT)
+        assert taken.recv(1) == bytes([signal.SIGINT])
+
+    steps: list[str] = []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            restoring(steps, interrupt)
+    finally:
+        signal.set_wakeup_fd(before)
+        end.set()
+        other.join()
+        taken.close()
+        woken.close()
     assert steps == ["restored"]
 
 
