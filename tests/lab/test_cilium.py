@@ -264,6 +264,12 @@ def test_agents_that_are_gone_are_missed_and_the_edit_that_did_it_is_taken_back(
     (action,) = operator.plan()["cluster"]["actions"]
     assert action["subject"] == "DaemonSet kube-system/cilium"
     assert "no-such: node" in action["diff"]
+    status = operator.run("status", "--json")
+    assert status.returncode == 2, status.stderr
+    edited = [
+        each for each in json.loads(status.stdout)["cluster"] if each["subject"] == "DaemonSet kube-system/cilium"
+    ]
+    assert [(each["who"], each["by"]) for each in edited] == [("cluster", "kubectl-edit")]
     apply(operator)
     assert operator.plan()["changes"] == 0
     assert failing(operator, "--check", "cilium.agent", "--check", "cilium.proxy") == {}
