@@ -38,7 +38,8 @@ from kubeworker.core.model import (
     Unit,
     WarnOfTraces,
 )
-from kubeworker.core.observed import Observed, ProbeError, parse
+from kubeworker.core.observed import Observed, parse
+from kubeworker.errors import ProbeError
 
 LONG_AGO = 1_600_000_000
 
@@ -220,6 +221,15 @@ def test_a_converged_probe_writes_nothing(tmp_path: Path, home: Path) -> None:
     assert [entry.name for entry in home.iterdir()] == ["index"]
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_survey_leaves_the_index_as_it_is(shell: str, tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "kubelet"
+    settled(path, b"elf")
+    answer = run(probe.script(files(path), surveyed=True, home=str(home)), shell)
+    assert parse("n1", answer).sha256(str(path)) == blob(b"elf").sha256
+    assert list(home.iterdir()) == []
+
+
 def test_a_node_that_was_never_applied_to_is_left_without_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "kubelet"
     path.write_bytes(b"elf")
@@ -394,11 +404,12 @@ def everything() -> NodeState:
     )
 
 
+@pytest.mark.parametrize("surveyed", [False, True])
 @pytest.mark.parametrize("wanted", [everything(), state()], ids=["everything", "nothing"])
-def test_the_text_is_clean_shell(wanted: NodeState) -> None:
+def test_the_text_is_clean_shell(wanted: NodeState, surveyed: bool) -> None:  # noqa: FBT001 - one case each
     checked = subprocess.run(
         ["shellcheck", "--shell=sh", "--severity=style", "-"],
-        input=probe.script(wanted),
+        input=probe.script(wanted, surveyed=surveyed),
         capture_output=True,
         text=True,
         check=False,
