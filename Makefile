@@ -1,5 +1,5 @@
 # The two commands of the README are `make demo` and `make test`.
-.PHONY: setup dev check test demo bench fmt docs
+.PHONY: setup dev check test demo bench fmt docs chaos
 
 setup:
 	@scripts/setup runtime
@@ -24,3 +24,6 @@ bench: dev
 
 docs: dev
 	@scripts/docs
+
+chaos: dev
+	@scripts/chaos

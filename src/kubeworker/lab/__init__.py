@@ -5,7 +5,7 @@ the cluster.yaml, CA and admin kubeconfig that the tool then uses. The rest of t
 """
 
 from kubeworker.lab.kinds import run
-from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, prepare, running, up
+from kubeworker.lab.lifecycle import apiserver_ready, down, find, names, prepare, renew, running, up
 from kubeworker.lab.ssh import command as ssh_command
 from kubeworker.lab.state import LabState, Machine
 
@@ -17,6 +17,7 @@ __all__ = [
     "find",
     "names",
     "prepare",
+    "renew",
     "run",
     "running",
     "ssh_command",

@@ -143,6 +143,20 @@ def down(name: str = "default", *, labs: Path | None = None, report: Reporter = 
     _lock_path(folder).unlink(missing_ok=True)
 
 
+def renew(lab: LabState, name: str, *, report: Reporter = silent) -> None:
+    """Pull the machine's plug and boot it with a new disk, as if it had been installed again; its host key is new.
+
+    LabError for a machine of the control plane: etcd's data would be lost.
+    """
+    each = lab.machine(name)
+    if each.is_control_plane:
+        raise LabError("it belongs to the control plane", subject=name, hint=f"kubeworker lab down --name {lab.name}")
+    with _locked(lab.folder, report):
+        machine.clear(lab, each)
+        shutil.rmtree(lab.machine_folder(each))
+    up(lab.name, labs=lab.folder.parent, report=report)
+
+
 def names(labs: Path | None = None) -> tuple[str, ...]:
     """Names of all labs in the labs folder, down ones that a killed run left behind too."""
     folder = state.labs_folder(labs)
