@@ -186,8 +186,10 @@ class Artifacts(SpecModel):
     sources: Annotated[tuple[Literal["cache", "download", "build", "local"], ...], Field(min_length=1)] = (
         "cache",
         "download",
+        "build",
     )
-    """Tried in this order for each artifact."""
+    """Tried in this order for each artifact. Of nginx there is no binary to download: kube-nginx is built, as in the
+    guide."""
     mirror: str | None = None
     """Base URL that holds the official files under their official paths: MIRROR/dl.k8s.io/release/..."""
     local: LocalPath = ""
