@@ -87,10 +87,15 @@ class Lookout:
         raise LabError("no kube-nginx runs there", subject=name)
 
     def left_out(self, name: str, control_plane: tuple[Machine, ...]) -> tuple[str, ...]:
-        """Machines whose kube-apiserver the node's probe leaves out of kube-nginx's list now."""
+        """Machines whose kube-apiserver kube-nginx does not use: by its probe's list, and by what was loaded of it.
+
+        Between the two are moments: a list is written, and the reload that cuts sessions comes then.
+        """
         (listed,) = re.findall(r"^\s*include ([^;]+);", self.proxy_config(name), re.MULTILINE)
-        text = Path(f"/proc/{self.a_pid(name)}/root{listed}").read_text()
-        return tuple(server.name for server in control_plane if f"server {server.address}:{_PORT}" not in text)
+        path = Path(f"/proc/{self.a_pid(name)}/root{listed}")
+        lists = [each.read_text() if each.exists() else "" for each in (path, path.with_name("loaded.conf"))]
+        servers = ((server.name, f"server {server.address}:{_PORT}") for server in control_plane)
+        return tuple(name for name, line in servers if not all(line in text for text in lists))
 
     def a_pid(self, name: str) -> int:
         """This host's pid of a process in the machine's network name space; LabError if the machine is off."""
