@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents
 from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.errors import InputError
+from kubeworker.errors import UsageError
 
 if TYPE_CHECKING:
     from kubeworker.core.spec import ClusterFile
@@ -108,6 +108,45 @@ async def bundle(
     sys.stdout.write(f"{out}: {packed}\nsha256 {written.sha256}\n")
 
 
+@app.command
+async def publish(
+    out: Annotated[Path, Parameter(name="DIR")],
+    /,
+    *,
+    file: File = DEFAULT_FILE,
+    only: Only = (),
+    arch: Arch = None,
+    json_events: JsonEvents = False,
+) -> None:
+    """Write what nodes fetch from a mirror (`artifacts: {delivery: pull, mirror: URL}`) into the folder that it serves.
+
+    Files are named by the artifacts' hashes, so that several clusters and versions can share one folder; any web server
+    or CDN will do. Nodes check the hashes: the mirror needs no trust.
+
+    Args:
+        out: The folder that is served as `artifacts.mirror`; the files lie in `kubeworker/` below it.
+        file: The cluster file; paths in it are relative to it.
+        only: Only these artifacts, by name, and no images.
+        arch: The nodes' architecture; default: this machine's.
+        json_events: Print progress as JSON lines on standard error.
+    """
+    from kubeworker.cli.progress import size
+    from kubeworker.cli.report import reporting
+    from kubeworker.components import discover
+    from kubeworker.core.desired import archives
+    from kubeworker.flow.artifact_publish import publish as write
+    from kubeworker.flow.artifacts import resolve
+    from kubeworker.io.blob_store import BlobStore
+
+    cluster, artifacts = _artifacts(file, only)
+    store, wanted = BlobStore.default(), tuple(each for each in artifacts if not each.control_host)
+    with reporting(json_events=json_events) as report:
+        blobs = await resolve(file, cluster, wanted, architecture=arch, report=report, store=store)
+        images = () if only else archives(cluster, discover())
+        done = await write(blobs.values(), images, out, store=store)
+    sys.stdout.write(f"{done.folder}: {done.written} files written, {done.kept} there already, {size(done.size)}\n")
+
+
 @app.command(name="import")
 async def import_(
     source: Annotated[Path, Parameter(name="BUNDLE")],
@@ -164,13 +203,14 @@ def _artifacts(file: Path, only: Sequence[str]) -> tuple[ClusterFile, tuple[Arti
     from kubeworker.cli.spec import load_cluster
     from kubeworker.components import discover
     from kubeworker.core.desired import artifacts, tools
+    from kubeworker.core.nearest import meant
 
     cluster, registry = load_cluster(file), discover()
     every = (*artifacts(cluster, registry), *tools(cluster, registry))
     names = [artifact.name for artifact in every]
     for name in only:
         if name not in names:
-            raise InputError(f"there is no artifact {name!r}", subject="--only", hint=f"there are: {', '.join(names)}")
+            raise UsageError(f"there is no artifact {name!r}", subject="--only", hint=meant(name, names))
     return cluster, tuple(artifact for artifact in every if not only or artifact.name in only)
 
 

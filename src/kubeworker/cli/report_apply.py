@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeworker.cli.progress import size
-from kubeworker.cli.report import STYLES
+from kubeworker.cli.styles import STYLES
 from kubeworker.cli.report_plan import ErrorDocument, count, listed
+from kubeworker.errors import tagged
 
 
 class NodeResult(TypedDict):
@@ -24,6 +25,8 @@ class NodeResult(TypedDict):
     seconds: float
     uploaded: int
     """Compressed bytes of artifacts that were sent."""
+    pulled: NotRequired[int]
+    """Bytes of artifacts that it fetched itself."""
     error: ErrorDocument | None
 
 
@@ -48,7 +51,7 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
             node["name"],
             Text(node["status"], style=STYLES.get(node["status"], "")),
             str(node["actions"]),
-            size(node["uploaded"]) if node["uploaded"] else "",
+            _moved(node),
             f"{node['seconds']:.1f}",
         )
     screen.print(table)
@@ -59,12 +62,19 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
     screen.print(Text(closing(result), style="bold"), soft_wrap=True)
 
 
+def _moved(node: NodeResult) -> str:
+    """`106 MB`; `306 MB pulled` where it fetched from a mirror itself."""
+    pulled = node.get("pulled", 0)
+    parts = (size(node["uploaded"]) if node["uploaded"] else "", f"{size(pulled)} pulled" if pulled else "")
+    return ", ".join(filter(None, parts))
+
+
 def _errors(nodes: Iterable[NodeResult]) -> Iterator[tuple[list[str], str, str]]:
     """Each error once, with the nodes that have it: a batch that was not started is one line."""
     found: dict[tuple[str, str], list[str]] = {}
     for node in nodes:
         if error := node["error"]:
-            found.setdefault((error["message"], error["hint"]), []).append(node["name"])
+            found.setdefault((tagged(error["message"], error["id"]), error["hint"]), []).append(node["name"])
     for (message, hint), names in found.items():
         yield names, message, hint
 

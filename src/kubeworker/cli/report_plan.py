@@ -8,7 +8,9 @@ from typing import NotRequired, TypedDict
 from rich.console import Console
 from rich.text import Text
 
-from kubeworker.cli.report import STYLES
+from kubeworker.cli.progress import size
+from kubeworker.cli.styles import STYLES
+from kubeworker.errors import tagged
 
 
 class ActionDocument(TypedDict):
@@ -23,10 +25,15 @@ class ActionDocument(TypedDict):
 class ErrorDocument(TypedDict):
     """An error in the machine-readable form."""
 
+    id: str
     type: str
     subject: str
     message: str
     hint: str
+
+
+TransferDocument = TypedDict("TransferDocument", {"artifacts": int, "bytes": int, "from": str})
+"""The artifacts that a node lacks, and where it gets them: "ssh", or the URL of a mirror."""
 
 
 class NodeDocument(TypedDict):
@@ -39,6 +46,7 @@ class NodeDocument(TypedDict):
     deferred: NotRequired[list[str]]
     """What is decided later in the same run."""
     warnings: NotRequired[list[str]]
+    transfer: NotRequired[TransferDocument | None]
 
 
 class ClusterDocument(TypedDict):
@@ -71,7 +79,12 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
         error = node["error"]
         if error:
             screen.print(
-                Text.assemble((names, "bold"), ": ", (node["status"], STYLES["failed"]), f": {error['message']}")
+                Text.assemble(
+                    (names, "bold"),
+                    ": ",
+                    (node["status"], STYLES["failed"]),
+                    f": {tagged(error['message'], error['id'])}",
+                )
             )
             if error["hint"]:
                 screen.print(Text(f"  hint: {error['hint']}", style="dim"))
@@ -142,8 +155,17 @@ def _print_node(screen: Console, node: NodeDocument, *, full: bool) -> None:
         screen.print(Text(f"  warning: {warning}", style="yellow"), soft_wrap=True)
     if node["actions"]:
         _print_actions(screen, node["actions"], full=full)
+    if transfer := node.get("transfer"):
+        screen.print(Text(f"  {_transfer(transfer)}", style="dim"), soft_wrap=True)
     for later in node.get("deferred", []):
         screen.print(Text(f"  later in the same run: {later}", style="dim"), soft_wrap=True)
+
+
+def _transfer(transfer: TransferDocument) -> str:
+    what = f"{count(transfer['artifacts'], 'artifact')}, {size(transfer['bytes'])}"
+    if transfer["from"] == "ssh":
+        return f"sent to it over SSH, compressed: {what}"
+    return f"fetched by it from {transfer['from']}: {what}; what fails there is sent over SSH"
 
 
 def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: bool) -> None:

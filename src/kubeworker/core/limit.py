@@ -47,5 +47,5 @@ def starting(*, ceiling: int, first: int) -> Limit:
 
 def wait(tries: int, chance: float) -> float:
     """Seconds until the next try after so many in vain; `chance`, from 0 to 1, keeps many from coming back at once."""
-    longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1))
+    longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1))
     return longest * (0.5 + chance / 2)

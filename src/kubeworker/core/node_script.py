@@ -51,6 +51,9 @@ from kubeworker.errors import ActionFailed
 LOCK_WAIT = 60
 """Seconds to wait for another run that holds the node's lock."""
 
+STALL = 60
+"""Seconds without a byte after which a stream counts as cut off: as long as the control host waits for an answer."""
+
 CHECK_TIMEOUT = 60
 """Seconds that a component's config checker may take."""
 
@@ -121,6 +124,40 @@ def receive_script(bin_dir: str, blobs: Sequence[Blob], *, home: str = HOME) -> 
     Blobs that arrived whole are kept even if the stream was cut, so that the next run sends only the rest.
     """
     sums = "".join(f"{blob.sha256}  sha256-{blob.sha256}\n" for blob in blobs)
+    return f"""{incoming(bin_dir, home=home)}
+exec 3<&0
+tar -xzf - --no-same-owner <&3 2> "$work/tar" 9>&- &
+taker=$!
+# A control host that lost its power or its link never ends its stream, and sshd would wait for it for hours.
+(
+  still=0 was=''
+  while sleep 1 && kill -0 "$taker"; do
+    now=$(du -sb -- "$incoming")
+    if [ "$now" = "$was" ]; then still=$((still + 1)); else still=0 was=$now; fi
+    [ "$still" -lt {STALL} ] || kill "$taker"
+  done
+) > /dev/null 2>&1 3<&- 9>&- &
+wait "$taker" || case $(cat "$work/tar") in
+  *'No space left'* | *'Wrote only'*) fail "no space left below $store (nothing was changed)" ;;
+esac
+sync -- sha256-* 2> "$work/sync" || case $(cat "$work/sync") in
+  *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
+esac
+missing=''
+while read -r sum name; do
+  keep_blob "$sum" "$name" || missing="$missing $name"
+done <<'KW'
+{sums}KW
+[ -z "$missing" ] || fail "not received whole:$missing $(head -c 300 "$work/tar")"
+finished=yes
+"""
+
+
+def incoming(bin_dir: str, *, home: str = HOME) -> str:
+    """The beginning of a script that fills the node's store: it holds the node's lock, in an empty folder of its own.
+
+    `keep_blob SHA256 NAME` makes a file of that folder visible in the store, once its content has been checked.
+    """
     return f"""home={shlex.quote(home)}
 store={shlex.quote(bin_dir + "/.store")}
 {_FUNCTIONS}
@@ -132,22 +169,10 @@ on_exit=drop_incoming
 rm -rf -- "$incoming"
 mkdir -m 700 -- "$incoming" || fail "$incoming can't be made"
 cd "$incoming" || fail "$incoming can't be entered"
-tar -xzf - --no-same-owner 2> "$work/tar" || case $(cat "$work/tar") in
-  *'No space left'* | *'Wrote only'*) fail "no space left below $store (nothing was changed)" ;;
-esac
-sync -- sha256-* 2> "$work/sync" || case $(cat "$work/sync") in
-  *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
-esac
-missing=''
-while read -r sum name; do
-  if [ -f "$name" ] && printf '%s  %s\\n' "$sum" "$name" | sha256sum --check --status 2> /dev/null; then
-    chown 0:0 "$name" && chmod 755 "$name" && mv -fT -- "$name" "$store/$name" || fail "$store/$name can't be written"
-  else missing="$missing $name"; fi
-done <<'KW'
-{sums}KW
-[ -z "$missing" ] || fail "not received whole:$missing $(head -c 300 "$work/tar")"
-finished=yes
-"""
+keep_blob() {{ # keep_blob SHA256 NAME
+  [ -f "$2" ] && printf '%s  %s\\n' "$1" "$2" | sha256sum --check --status 2> /dev/null || return 1
+  chown 0:0 "$2" && chmod 755 "$2" && mv -fT -- "$2" "$store/$2" || fail "$store/$2 can't be written"
+}}"""
 
 
 def verdict(node: str, plan: StagePlan | None, *, status: int, stdout: str, stderr: str) -> None:
@@ -459,7 +484,8 @@ beside() {{ # beside PATH SUFFIX: sets $name to .NAME.kubeworker-SUFFIX in the s
 begin_stage() {{
   began=$(date +%s)
   mkdir -m 700 "$work/in"
-  tar -xf - -C "$work/in" --no-same-owner 2> "$work/out" || fail "the files did not arrive whole: $(cat "$work/out")"
+  timeout {STALL} tar -xf - -C "$work/in" --no-same-owner 2> "$work/out" ||
+    fail "the files did not arrive whole: $(cat "$work/out")"
   each_path drop_leftover
 }}
 drop_leftover() {{ beside "$1" new; rm -f -- "$name"; }}

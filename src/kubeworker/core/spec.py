@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -191,7 +192,12 @@ class Artifacts(SpecModel):
     """Tried in this order for each artifact. Of nginx there is no binary to download: kube-nginx is built, as in the
     guide."""
     mirror: str | None = None
-    """Base URL that holds the official files under their official paths: MIRROR/dl.k8s.io/release/..."""
+    """Base URL that holds the official files under their official paths: MIRROR/dl.k8s.io/release/...; with `delivery:
+    pull` also what nodes fetch, below MIRROR/kubeworker/."""
+    delivery: Literal["push", "pull"] = "push"
+    """How binaries and image archives get to nodes. push: over SSH, from the control host. pull: each node fetches them
+    from `mirror`, with curl or wget, and checks their hashes; what a node can't get there is sent over SSH. `kubeworker
+    artifacts publish DIR` writes what the mirror must serve."""
     local: LocalPath = ""
     """Directory with finished binaries by artifact name (for the source `local`)."""
     nginx_source: Literal["official", "debian"] = "official"
@@ -235,7 +241,7 @@ class ClusterFile(SpecModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        problems = (*self._network_problems(), *self._node_problems())
+        problems = (*self._network_problems(), *self._node_problems(), *self._delivery_problems())
         if problems:
             raise ValueError("\n".join(problems))  # one `field: message` a line
         return self
@@ -260,6 +266,16 @@ class ClusterFile(SpecModel):
                 if value in seen:
                     yield f"nodes.{index}.{what}: {value} is also the {what} of nodes.{seen[value]}"
                 seen[value] = index
+
+    def _delivery_problems(self) -> Iterator[str]:
+        if self.artifacts.delivery != "pull":
+            return
+        place = urlsplit(self.artifacts.mirror or "")
+        if not place.netloc or place.scheme not in {"http", "https"}:
+            yield "artifacts.mirror: with delivery: pull it must be the http:// or https:// URL that nodes fetch from"
+        elif "@" in place.netloc:
+            # Nodes' process lists would show it.
+            yield "artifacts.mirror: a URL with a password can't be given to nodes (delivery: pull); serve it without"
 
     def node(self, name: str) -> NodeSpec:
         """The node of that name; KeyError if there is none."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kubeworker.core import actions, csr, desired, issuing, node_script, tar_stream
+from kubeworker.core import actions, csr, issuing, node_script
 from kubeworker.core.actions import StagePlan
-from kubeworker.core.model import Blob, TlsEndpoint
+from kubeworker.core.model import TlsEndpoint
 from kubeworker.errors import ActionFailed, ApiError, KubeworkerError, NodeUnreachable
-from kubeworker.flow import artifacts, chart_credentials, charts, credentials, join
+from kubeworker.flow import chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
-from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Transfer, Warning_
+from kubeworker.flow.delivery import Delivery
+from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Warning_
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.polling import POLL_SECONDS, looked_until
 from kubeworker.flow.readiness import RESTART_SECONDS, restarts_kubelet, unready
@@ -35,7 +37,8 @@ CERTIFICATE_SECONDS = 60
 PROXY_SECONDS = 40
 """How long a node's proxy may take to find an apiserver: nginx leaves one that it lost alone for 30 s."""
 
-_CHUNK = 1 << 18
+PATIENCE = 3.0
+"""Seconds that nodes whose work is done wait for those that are still at it, after the last of them was done."""
 
 Confirm = Callable[[Plan], Awaitable[bool]]
 
@@ -61,6 +64,8 @@ class NodeResult:
     seconds: float = 0.0
     uploaded: int = 0
     """Compressed bytes of artifacts sent."""
+    pulled: int = 0
+    """Bytes of artifacts that the node fetched from the mirror itself."""
     error: KubeworkerError | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -71,6 +76,7 @@ class NodeResult:
             "actions": self.actions,
             "seconds": round(self.seconds, 3),
             "uploaded": self.uploaded,
+            "pulled": self.pulled,
             "error": self.error.as_json() if self.error else None,
         }
 
@@ -140,7 +146,7 @@ async def _locked(session: Session) -> AsyncIterator[bool]:
 
 async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport:
     """Carry out a plan, then what it deferred, until nothing is left to do."""
-    run = _Run(session=session, options=options, uploads=asyncio.Semaphore(session.cluster.ssh.uploads))
+    run = _Run(session=session, options=options, delivery=Delivery(session))
     run.results = {node.name: _untouched(node) for node in plan.nodes}
     async with AsyncExitStack() as stack:
         if plan.credential:
@@ -148,20 +154,16 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
         for release in session.releases:
             chart_credentials.write(session.request.cluster_file, release.credentials)
         run.desk = await stack.enter_async_context(_approving(session, plan))
-        current = plan
-        for _ in range(ROUNDS):
-            await run.carry_out(current)
-            await run.install(current)
-            if not await run.facts_appeared(current):
-                break
-            current = await make_plan(session)
-            if not current.changes:
-                break
-        if session.kube:
-            await run.wait_healthy(session.kube, plan)
-            await run.label(session.kube, plan)
+        run.group = await stack.enter_async_context(asyncio.TaskGroup())
+        await run.rounds(plan)
+        await run.finish(plan)
+        await run.stragglers(plan)
     nodes = tuple(run.results[node.name] for node in plan.nodes)
     return ApplyReport(plan=plan, nodes=nodes, objects=run.objects)
+
+
+def _only(plan: Plan, names: Collection[str]) -> Plan:
+    return replace(plan, nodes=tuple(node for node in plan.nodes if node.name in names))
 
 
 def _untouched(node: NodePlan) -> NodeResult:
@@ -204,7 +206,7 @@ class _Run:
 
     session: Session
     options: Options
-    uploads: asyncio.Semaphore
+    delivery: Delivery
     results: dict[str, NodeResult] = field(default_factory=dict)
     objects: int = 0
     """Changes of the cluster's objects so far."""
@@ -214,10 +216,56 @@ class _Run:
     """Of nodes that were Ready before their kubelet was restarted."""
     desk: Desk | None = None
     """Where certificates are approved meanwhile; it knows why a node has none. None while no apiserver is up."""
+    group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    """Where nodes are worked on that the others no longer wait for."""
+    busy: set[str] = field(default_factory=set)
+    """Nodes that are worked on at this moment."""
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when one of them is done or has failed."""
 
     def going(self) -> set[str]:
         """Nodes that nothing has stopped yet."""
         return {name for name, result in self.results.items() if result.status == "ok"}
+
+    def stopped(self) -> set[str]:
+        """The others."""
+        return self.results.keys() - self.going()
+
+    async def rounds(self, plan: Plan) -> None:
+        """Carry it out, then what it deferred, until nothing is left to do on its nodes that keep pace."""
+        names = {node.name for node in plan.nodes}
+        current = plan
+        for _ in range(ROUNDS):
+            await self.carry_out(current)
+            names -= self.busy | self.stopped()
+            current = _only(current, names)
+            await self.install(current)
+            if not await self.facts_appeared(current):
+                break
+            current = await make_plan(self.session, apart=self.results.keys() - names)
+            if not current.changes:
+                break
+
+    async def finish(self, plan: Plan) -> None:
+        """The health and the labels of the plan's nodes that are done."""
+        done = _only(plan, {node.name for node in plan.nodes} - self.busy)
+        if self.session.kube and done.nodes:
+            await self.wait_healthy(self.session.kube, done)
+            await self.label(self.session.kube, done)
+
+    async def stragglers(self, plan: Plan) -> None:
+        """The same for nodes that the others did not wait for, as they come; then what these mean for the others."""
+        came: set[str] = set()
+        while late := set(self.busy):
+            await self._keep_pace(late)
+            arrived = (late - self.busy) & self.going()
+            if arrived:
+                await self.rounds(await make_plan(self.session, apart=self.results.keys() - arrived))
+                await self.finish(_only(plan, arrived))
+            came |= arrived
+        if came:
+            # Routes lead to them.
+            await self.rounds(await make_plan(self.session, apart=self.stopped()))
 
     async def carry_out(self, plan: Plan) -> None:
         """The cluster's objects, then the nodes, batch by batch."""
@@ -225,8 +273,12 @@ class _Run:
             await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
             self.objects += len(plan.objects.actions)
         chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
-        await self._compress({blob for node in chosen for stage in node.stages for blob in stage.blobs})
-        size = self.options.serial or max(len(chosen), 1)
+        await self.delivery.prepare({blob for node in chosen for blob in node.blobs})
+        if not self.options.serial:
+            await self._listen(chosen)
+            await self._together(chosen)
+            return
+        size = self.options.serial
         for start in range(0, len(chosen), size):
             if self.failed > self.options.max_failures:
                 self._skip(chosen[start:])
@@ -257,22 +309,6 @@ class _Run:
                 hint = f"kubectl --namespace {chart.namespace} describe pod --selector k8s-app={chart.agent}"
                 self._fail(name, ActionFailed(text, subject=name, hint=hint))
 
-    async def _compress(self, missing: set[Blob]) -> None:
-        """Have the bytes of what any node lacks, and compress each once for all of them (ADR 2)."""
-        if not missing:
-            return
-        session = self.session
-        await artifacts.resolve(
-            session.request.cluster_file,
-            session.cluster,
-            desired.artifacts(session.cluster, session.registry),
-            report=session.report,
-            store=session.store,
-        )
-        async with asyncio.TaskGroup() as group:
-            for blob in sorted(missing, key=lambda blob: -blob.size):
-                group.create_task(asyncio.to_thread(session.store.tar_member, blob))
-
     async def _listen(self, batch: Sequence[NodePlan]) -> None:
         """Take down the heartbeats of nodes that are Ready and whose kubelet is about to be restarted."""
         kube = self.session.kube
@@ -294,15 +330,51 @@ class _Run:
             self.failed += 1
             self._fail(name, error)
 
+    async def _together(self, nodes: Sequence[NodePlan]) -> None:
+        """All of them at once; one that hangs, or whose line is slow, is left to itself once others are done."""
+        names = {node.name for node in nodes}
+        self.busy |= names
+        self.group.create_task(self._batch(nodes))
+        await self._keep_pace(names)
+
+    async def _keep_pace(self, names: set[str]) -> None:
+        """Until none of these is worked on, or those that are done have waited long enough for the rest."""
+        clock = asyncio.get_running_loop()
+        done, since = 0, clock.time()
+        while names & self.busy:
+            self.moved.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self.moved.wait()
+            now = len((names & self.going()) - self.busy)
+            if now > done:
+                done, since = now, clock.time()
+            elif done and clock.time() - since >= PATIENCE:
+                return
+
     async def _batch(self, nodes: Sequence[NodePlan]) -> None:
         plans = {node.name: node for node in nodes}
-        outcomes = await fan_out(
-            tuple(plans), lambda name: self._node(plans[name]), limit=self.session.cluster.ssh.concurrency
-        )
+
+        async def work(name: str) -> None:
+            try:
+                await self._node(plans[name])
+            except KubeworkerError as error:
+                self._lose(plans[name], error)
+            self._leave(name)
+
+        outcomes = await fan_out(tuple(plans), work, limit=self.session.cluster.ssh.concurrency)
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failed):
-                self.failed += 1
-                self._fail(name, self._explained(plans[name], outcome.error))
+                self._lose(plans[name], outcome.error)
+                self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        self.busy.discard(name)
+        self.moved.set()
+
+    def _lose(self, plan: NodePlan, error: KubeworkerError) -> None:
+        self.failed += 1
+        self._fail(plan.name, self._explained(plan, error))
 
     async def _node(self, plan: NodePlan) -> None:
         loop = asyncio.get_running_loop()
@@ -310,7 +382,8 @@ class _Run:
         before = self.results[plan.name]
         connection = self.session.connection(plan.name)
         try:
-            self._count(plan.name, uploaded=await self._send(connection, plan))
+            came = await self.delivery.deliver(connection, plan.blobs)
+            self._count(plan.name, uploaded=came.uploaded, pulled=came.pulled)
             left = {stage.component: stage for stage in plan.stages}
             for stage in plan.state.stages if plan.state else ():
                 step = left.pop(stage.component, None)
@@ -338,9 +411,14 @@ class _Run:
         text = f"{headline}; {trouble.text}{newline}{rest}"
         return ActionFailed(text, subject=error.subject, hint="\n  ".join(filter(None, (trouble.hint, error.hint))))
 
-    def _count(self, name: str, *, actions: int = 0, uploaded: int = 0) -> None:
+    def _count(self, name: str, *, actions: int = 0, uploaded: int = 0, pulled: int = 0) -> None:
         before = self.results[name]
-        self.results[name] = replace(before, actions=before.actions + actions, uploaded=before.uploaded + uploaded)
+        self.results[name] = replace(
+            before,
+            actions=before.actions + actions,
+            uploaded=before.uploaded + uploaded,
+            pulled=before.pulled + pulled,
+        )
 
     async def _stage(self, connection: Node, step: StagePlan) -> None:
         report, loop = self.session.report, asyncio.get_running_loop()
@@ -372,22 +450,6 @@ class _Run:
             on_line=on_line,
         )
         node_script.verdict(connection.name, step, status=result.status, stdout=result.stdout, stderr=result.stderr)
-
-    async def _send(self, connection: Node, plan: NodePlan) -> int:
-        """The artifacts that the node lacks, as one stream; its compressed size."""
-        missing = tuple(dict.fromkeys(blob for stage in plan.stages for blob in stage.blobs))
-        if not missing:
-            return 0
-        async with self.uploads:
-            members = [self.session.store.tar_member(blob) for blob in missing]
-            total = sum(member.stat().st_size for member in members)
-            stream = _stream(members, total, connection.name, self.session.report)
-            bin_dir = self.session.cluster.paths.bin_dir
-            result = await connection.run(
-                node_script.receive_script(bin_dir, missing), stdin=stream, timeout=_upload_seconds(missing)
-            )
-        node_script.verdict(connection.name, None, status=result.status, stdout=result.stdout, stderr=result.stderr)
-        return total
 
     async def _prove(self, connection: Node, endpoints: Iterable[TlsEndpoint]) -> None:
         """The certificate behind an address, through the node, before any kubeconfig names that address."""
@@ -532,19 +594,3 @@ def _unknown(error: ApiError) -> Trouble:
 
 def _nodes(number: int) -> str:
     return "1 node" if number == 1 else f"{number} nodes"
-
-
-def _upload_seconds(blobs: Iterable[Blob]) -> float:
-    """A minute, and what a line of 1 MB/s takes: slower ones are better served by a mirror."""
-    return 60 + sum(blob.size for blob in blobs) / 1e6
-
-
-async def _stream(members: Sequence[Any], total: int, node: str, report: Reporter) -> AsyncIterator[bytes]:
-    done = 0
-    for member in members:
-        with member.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                yield chunk
-                done += len(chunk)
-                report(Transfer(subject="artifacts", done=done, total=total, node=node))
-    yield tar_stream.END

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import actions, desired, joined, preflight, preflight_fleet, probe
+from kubeworker.core import actions, desired, joined, preflight, preflight_fleet, probe, pull_script
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.model import NodeState
+from kubeworker.core.model import Blob, NodeState
 from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight_fleet import Fleet
 from kubeworker.core.preflight_row import Row
-from kubeworker.core.spec import NodeSpec
+from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
 from kubeworker.flow.charts import Agents, ChartsPlan
@@ -46,6 +46,8 @@ class NodePlan:
     faults: tuple[Row, ...] = ()
     """Why it is not fit for the stages: then there are none, and `error` names them all."""
     joining: bool = False
+    mirror: str = ""
+    """The URL below which it fetches the artifacts that it lacks; empty: they are sent over SSH."""
     error: KubeworkerError | None = None
 
     @property
@@ -60,6 +62,11 @@ class NodePlan:
                 return "failed"
 
     @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """The artifacts that it lacks, each once."""
+        return tuple(dict.fromkeys(blob for stage in self.stages for blob in stage.blobs))
+
+    @property
     def changes(self) -> int:
         """How many actions."""
         return sum(len(stage.actions) for stage in self.stages)
@@ -72,8 +79,16 @@ class NodePlan:
             "actions": [actions.as_json(action) for stage in self.stages for action in stage.actions],
             "deferred": list(self.deferred),
             "warnings": list(self.warnings),
+            "transfer": self._transfer(),
             "error": self.error.as_json() if self.error else None,
         }
+
+    def _transfer(self) -> dict[str, Any] | None:
+        """Where the bytes that it lacks come from: `from` is a URL, or "ssh"."""
+        if not self.blobs:
+            return None
+        size = sum(blob.size for blob in self.blobs)
+        return {"artifacts": len(self.blobs), "bytes": size, "from": self.mirror or "ssh"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +150,16 @@ async def plan(request: Request, report: Reporter) -> Plan:
         return await make_plan(session)
 
 
-async def make_plan(session: Session) -> Plan:
-    """Look at the nodes and the API at once, and compare with what is wanted."""
+async def make_plan(session: Session, *, apart: Collection[str] = ()) -> Plan:
+    """Look at the nodes and the API at once, and compare with what is wanted.
+
+    Nodes `apart` are not looked at: a run is still at them, or has failed on them. Those that join keep their token.
+    """
+    selected = tuple(each for each in session.selected if each.name not in apart)
+    return await _make_plan(replace(session, selected=selected), apart)
+
+
+async def _make_plan(session: Session, apart: Collection[str]) -> Plan:
     async with asyncio.TaskGroup() as group:
         looking = group.create_task(observe(session))
         reading = group.create_task(_read(session))
@@ -147,7 +170,8 @@ async def make_plan(session: Session) -> Plan:
     now = datetime.now(UTC)
     joining = [name for name, observed in seen.items() if not joined.has_joined(name, observed, session.ca, now)]
     read = reading.result()
-    objects = join.decide(read, session.cluster, joining, now) if read else ObjectPlan()
+    joining_apart = {token.node for token in read.tokens if token.node in apart} if read else ()
+    objects = join.decide(read, session.cluster, [*joining, *joining_apart], now) if read else ObjectPlan()
     nodes = tuple(
         _node_plan(session, node, looked[node.name], fleet, objects, compared.agents, joining=node.name in joining)
         for node in session.selected
@@ -269,6 +293,7 @@ def _node_plan(
         observed=observed,
         faults=tuple(faults),
         joining=joining,
+        mirror=_mirror(session.cluster),
         error=_preflight_failed(node.name, faults) if faults else None,
     )
 
@@ -300,6 +325,11 @@ def _preflight_failed(node: str, faults: Sequence[Row]) -> PreflightFailed:
     """One error that names every fault, each with its fix."""
     message = "; ".join(fault.message for fault in faults)
     return PreflightFailed(message, subject=node, hint="\n  ".join(fault.fix for fault in faults))
+
+
+def _mirror(cluster: ClusterFile) -> str:
+    pull = cluster.artifacts.delivery == "pull"
+    return pull_script.base_url(cluster.artifacts.mirror or "") if pull else ""
 
 
 def _pod_cidr(nodes: Sequence[NodeStatus], name: str) -> str:

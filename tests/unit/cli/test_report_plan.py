@@ -15,7 +15,13 @@ def node(name: str, *actions: ActionDocument) -> NodeDocument:
 
 
 def unreachable(name: str) -> NodeDocument:
-    error = {"type": "NodeUnreachable", "subject": name, "message": "connection refused", "hint": "is sshd running?"}
+    error = {
+        "id": "node-unreachable",
+        "type": "NodeUnreachable",
+        "subject": name,
+        "message": "connection refused",
+        "hint": "is sshd running?",
+    }
     return {"name": name, "status": "unreachable", "actions": [], "error": error}  # type: ignore[typeddict-item]
 
 
@@ -79,3 +85,13 @@ def test_an_unreachable_node_names_the_way_out() -> None:
 
 def test_brackets_in_values_are_no_markup() -> None:
     assert "[bold]x[/bold]" in shown(plan(node("a", action("file", "/x", "-> [bold]x[/bold]"))))
+
+
+def test_where_the_bytes_come_from_is_said() -> None:
+    sent, fetched = node("a", NEW), node("b", NEW)
+    sent["transfer"] = {"artifacts": 2, "bytes": 140_000_000, "from": "ssh"}
+    fetched["transfer"] = {"artifacts": 1, "bytes": 70_000_000, "from": "https://m.example.com/kubeworker"}
+    text = shown(plan(sent, fetched, node("c")))
+    assert "sent to it over SSH, compressed: 2 artifacts, 140 MB" in text
+    assert "fetched by it from https://m.example.com/kubeworker: 1 artifact, 70 MB" in text
+    assert text.count("artifact") == 2

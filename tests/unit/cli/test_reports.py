@@ -52,10 +52,22 @@ def test_an_apply_ends_with_a_table_and_one_line() -> None:
     assert text.splitlines()[-1] == "Applied: 3 changes on 1 node"
 
 
+def test_what_a_node_fetched_itself_stands_beside_what_was_sent() -> None:
+    text = applied(result("k8s-01", actions=3, uploaded=1_000_000, pulled=70_000_000), result("k8s-02", pulled=5_000))
+    assert "1 MB, 70 MB pulled" in text
+    assert " 5 kB pulled" in text
+
+
 def test_a_failed_apply_names_the_node_the_reason_and_the_way_out() -> None:
-    error = {"type": "ActionFailed", "subject": "k8s-02", "message": "gate\n  journal", "hint": "look"}
+    error = {
+        "id": "action",
+        "type": "ActionFailed",
+        "subject": "k8s-02",
+        "message": "gate\n  journal",
+        "hint": "look",
+    }
     text = applied(result("k8s-01", actions=3), result("k8s-02", "failed", error=error))
-    assert "k8s-02: gate\n  journal\n  hint: look\n" in text
+    assert "k8s-02: gate [action]\n  journal\n  hint: look\n" in text
     assert text.splitlines()[-1].endswith("; not done: k8s-02 (run apply again once that is fixed)")
 
 
@@ -134,7 +146,7 @@ def test_status_names_what_is_wrong() -> None:
     for expected in (
         "kubelet failed",
         "missing: x",
-        "b\n  connection refused\n  hint: is sshd running?",
+        "b\n  connection refused [node-unreachable]\n  hint: is sshd running?",
         "no kube-apiserver answers",
     ):
         assert expected in text

@@ -29,6 +29,9 @@ def test_defaults_are_the_guides() -> None:
         ({"nodes": [{"name": "a", "address": "10.254.1.1"}]}, r"nodes.0.address"),
         ({"nodes": [{"name": "Bad_Name", "address": "10.1.1.1"}]}, "Bad_Name"),
         ({"nodez": []}, "nodez"),
+        ({"artifacts": {"delivery": "pull"}}, r"artifacts.mirror: with delivery: pull it must be"),
+        ({"artifacts": {"delivery": "pull", "mirror": "/srv/mirror"}}, r"artifacts.mirror: .* URL that nodes fetch"),
+        ({"artifacts": {"delivery": "pull", "mirror": "https://a:b@m.example.com"}}, r"artifacts.mirror: .* password"),
     ],
 )
 def test_wrong_input_is_named(change: dict[str, object], message: str) -> None:
