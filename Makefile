@@ -11,7 +11,7 @@ check: dev
 	@scripts/check
 
 fmt: dev
-	@.venv/bin/ruff format src tests && .venv/bin/ruff check --fix src tests
+	@.venv/bin/ruff format src tests bench && .venv/bin/ruff check --fix src tests bench
 
 test: dev
 	@scripts/test
@@ -20,7 +20,7 @@ demo: setup
 	@scripts/demo
 
 bench: dev
-	@.venv/bin/python tests/bench/bench.py
+	@.venv/bin/python -m bench $(if $(N),--nodes $(N) --deploy-nodes $(shell [ $(N) -lt 8 ] && echo $(N) || echo 8)) $(if $(ONLY),--only $(ONLY)) $(BENCH)
 
 docs: dev
 	@scripts/docs

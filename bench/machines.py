@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench import node_python, programs
+from bench.settings import fleet_settings, without_images
 from kubeworker import lab as labs
 from kubeworker.components import discover
 from kubeworker.core import desired, pki
@@ -53,6 +54,10 @@ class Fleet:
         """The nodes' names."""
         return tuple(each.name for each in self.machines)
 
+    def only(self, machines: Sequence[Machine]) -> Fleet:
+        """These of its machines."""
+        return replace(self, machines=tuple(machines))
+
 
 def fleet(name: str, nodes: int, work: Path, say: Say, *, python: bool, keep: bool = False) -> Fleet:
     """Boot `nodes` machines and a spare one, with stand-ins for binaries, that the tool takes for joined nodes.
@@ -74,7 +79,7 @@ def fleet(name: str, nodes: int, work: Path, say: Say, *, python: bool, keep: bo
     # The spare one is the last: it is as it comes, where one such machine is affordable at all.
     chosen, spare = booted[:nodes], booted[nodes]
     path = lab.folder / "fleet.yaml"
-    write_cluster(lab, path, chosen, _fleet_settings(lab, work))
+    write_cluster(lab, path, chosen, fleet_settings(lab, work))
     _stand_ins(path)
     certificates = {each.name: _client_certificate(lab, each) for each in booted}
     each_machine(lab, booted, lambda each: _joined_script(certificates[each.name]))
@@ -95,7 +100,7 @@ def real(name: str, nodes: int, say: Say, *, python: bool, keep: bool = False) -
     say(f"booting {nodes} machines")
     lab = labs.up(name, workers=nodes - 2)
     path = lab.folder / "deploy.yaml"
-    write_cluster(lab, path, lab.machines, _without_images)
+    write_cluster(lab, path, lab.machines, without_images)
     return Fleet(lab=lab, cluster_file=path, machines=lab.machines[:nodes])
 
 
@@ -162,23 +167,6 @@ def _make_quiet(name: str, machines: Iterable[str], work: Path) -> None:
             path.chmod(0o755)
         shutil.copyfile(library, disk / "opt/lab/no_inotify.so")
         (disk / "etc/ld.so.preload").write_text("/opt/lab/no_inotify.so\n")
-
-
-def _without_images(document: dict[str, Any]) -> None:
-    """No pod runs here, so none of the tools sends image archives."""
-    document["components"]["containerd"].pop("preload_images", None)
-
-
-def _fleet_settings(lab: LabState, work: Path) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        _without_images(document)
-        document["cni"] = "none"
-        # Two questions a second from each of 50 machines would be this host's work, not the nodes'.
-        document["components"]["kube_nginx"] = {"probe": False}
-        document["artifacts"] |= {"sources": ["local", "cache", "build"], "local": str(work / "stand-ins" / lab.id)}
-        document["ssh"]["concurrency"] = max(64, len(document["nodes"]))
-
-    return change
 
 
 def _stand_ins(path: Path) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from kubeworker.core.model import NodeState
+from kubeworker.core.model import Blob, NodeState
 from kubeworker.io.blob_store import BlobStore
 
 Place = Literal["common", "templates", "nodes"]
@@ -53,6 +53,8 @@ class Payload:
     """By path: where rivals take it from."""
     units: tuple[str, ...]
     paths: tuple[str, ...]
+    blobs: tuple[Blob, ...]
+    """The binaries of one node."""
 
 
 def items(state: NodeState, extra: Iterable[Item] = ()) -> tuple[Item, ...]:
@@ -110,6 +112,7 @@ def lay_out(
         places={item.path: place for item, place in zip(first, placed, strict=True)},
         units=tuple(manifest["units"]),
         paths=tuple(item.path for item in first),
+        blobs=tuple(dict.fromkeys(binary.blob for stage in state.stages for binary in stage.binaries)),
     )
 
 
