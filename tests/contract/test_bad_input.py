@@ -128,7 +128,7 @@ def test_a_wrong_cluster_file_is_refused_by_line_and_field(
 
 def test_a_missing_cluster_file_is_named(site: Site) -> None:
     said, way_out = site.refused("plan", "-f", "elsewhere.yaml")
-    assert said == "error: elsewhere.yaml: no such file"
+    assert said == "error: elsewhere.yaml: no such file [cluster-file]"
     assert "kubeworker init" in way_out
 
 
@@ -137,7 +137,7 @@ def test_an_unreadable_cluster_file_is_named(site: Site) -> None:
     # root may read anything: without these two capabilities it may not.
     prefix = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
     said, way_out = site.refused("plan", prefix=prefix)
-    assert said == "error: cluster.yaml: can't be read: permission denied"
+    assert said == "error: cluster.yaml: can't be read: permission denied [cluster-file]"
     assert "mode" in way_out
 
 
@@ -214,10 +214,10 @@ def test_an_unknown_node_is_named_with_those_there_are(site: Site, command: str)
     ("arguments", "error", "hint"),
     [
         (("aply",), "no command 'aply'", "kubeworker apply"),
-        (("plan", "--nodes", "x"), "--nodes", "--help"),
+        (("plan", "--nodes", "x"), "no option --nodes", "did you mean --node?"),
         (("apply", "--serial", "many"), "many", "--help"),
-        (("apply", "--yes", "--serial", "0"), "--serial. Must be >= 1", "--help"),
-        (("apply", "--yes", "--max-failures", "-1"), "--max-failures. Must be >= 0", "--help"),
+        (("apply", "--yes", "--serial", "0"), "--serial must be >= 1, not 0", "--help"),
+        (("apply", "--yes", "--max-failures", "-1"), "--max-failures must be >= 0, not -1", "--help"),
         (("render",), "--out", "--help"),
         (("init", "--out", "cluster.yaml"), "exists already", "--out"),
         (("init", "--out", "no/such/folder.yaml"), "can't be written", "--out"),
@@ -235,8 +235,9 @@ def test_errors_are_documents_with_json(site: Site) -> None:
     result = site.run("plan", "--json")
     assert result.returncode == 3
     error = json.loads(result.stdout)["error"]
-    assert set(error) == {"type", "subject", "message", "hint"}
-    assert (error["type"], error["subject"]) == ("SpecError", "cluster.yaml:11: nodes.1.name")
+    assert set(error) == {"id", "type", "subject", "message", "hint"}
+    assert (error["id"], error["type"]) == ("cluster-file", "SpecError")
+    assert error["subject"] == "cluster.yaml:11: nodes.1.name"
 
 
 def test_debug_shows_where_an_error_came_from(site: Site) -> None:

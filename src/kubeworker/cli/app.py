@@ -5,7 +5,6 @@ Commands are named here and imported when they run, so that `--help` and complet
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import sys
@@ -14,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, CycloptsError, UnknownCommandError
+from cyclopts import App, CycloptsError
 
-from kubeworker.errors import InputError, KubeworkerError
+from kubeworker.errors import InternalError, KubeworkerError, UsageError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -76,25 +75,17 @@ def _run(tokens: list[str]) -> int:
         sys.stderr.write("\ninterrupted; what was not finished is finished by the next run\n")
         return INTERRUPTED
     except CycloptsError as error:
+        from kubeworker.cli.usage import usage_error
+
         error.verbose = False
-        print_errors([_usage_error(tokens, error)], as_json=as_json)
-        return InputError.exit_code
+        print_errors([usage_error(app, tokens, error)], as_json=as_json)
+        return UsageError.exit_code
     except Exception as error:
         _debug()
         known = tuple(_known(error))
         print_errors(known, as_json=as_json)
         return max(each.exit_code for each in known)
     return result if isinstance(result, int) else 0
-
-
-def _usage_error(tokens: Sequence[str], error: CycloptsError) -> InputError:
-    command = next((token for token in tokens if not token.startswith("-")), "")
-    if isinstance(error, UnknownCommandError) and command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean kubeworker {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
-        return InputError(f"there is no command {command!r}", subject="kubeworker", hint=hint)
-    name = f"kubeworker {command}" if command in COMMANDS else "kubeworker"
-    return InputError(" ".join(str(error).split()), subject=name, hint=f"{name} --help shows what there is")
 
 
 def _known(error: BaseException) -> Iterator[KubeworkerError]:
@@ -107,8 +98,7 @@ def _known(error: BaseException) -> Iterator[KubeworkerError]:
                 yield from _known(each)
         case _:
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            hint = "this is a fault in kubeworker; run it again with KUBEWORKER_DEBUG=1 and report what it prints"
-            yield KubeworkerError(f"unexpected {what}", hint=hint)
+            yield InternalError(f"unexpected {what}")
 
 
 def _debug() -> None:

@@ -51,7 +51,7 @@ async def apply(
     from kubeworker.cli.output import console, is_interactive, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_apply import print_result
-    from kubeworker.errors import InputError
+    from kubeworker.errors import UsageError
     from kubeworker.flow.apply import Options
     from kubeworker.flow.apply import apply as carry_out
     from kubeworker.flow.session import Request
@@ -59,7 +59,7 @@ async def apply(
     if not yes and (json or not is_interactive()):
         why = "--json can't ask" if json else "there is no terminal to ask on"
         hint = "look at `kubeworker plan` first, then run apply with --yes"
-        raise InputError(why, subject="kubeworker apply", hint=hint)
+        raise UsageError(why, subject="kubeworker apply", hint=hint)
     request = Request(cluster_file=file, nodes=node, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
     with reporting(json_events=json_events) as report:
         confirm = _confirm(report, ask_first=not yes, show=not json, full=full)

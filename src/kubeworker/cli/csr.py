@@ -70,15 +70,15 @@ async def approve(
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_csr import print_requests
     from kubeworker.cli.spec import load_cluster
-    from kubeworker.errors import InputError
+    from kubeworker.errors import UsageError
     from kubeworker.flow import csr, csr_alive, csr_shown, csr_watch
 
     kinds = csr.SERVING_ONLY if serving_only else csr.BOTH
     if watch and json:
         hint = "use --json-events: one line for each decision"
-        raise InputError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
+        raise UsageError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
     if health_port is not None and not watch:
-        raise InputError(
+        raise UsageError(
             "there is nothing to ask of a command that ends", subject="csr approve --health-port", hint="add --watch"
         )
     with reporting(json_events=json_events) as report:
@@ -125,7 +125,7 @@ def service(
 
     from kubeworker.cli.spec import load_cluster
     from kubeworker.core import approver
-    from kubeworker.errors import InputError
+    from kubeworker.errors import UsageError
 
     cluster = load_cluster(file)
     if kind == "systemd":
@@ -135,6 +135,6 @@ def service(
         text = approver.manifest(cluster, image=image)
     else:
         hint = "name one with --image: there is no official image; any with kubeworker installed will do"
-        raise InputError("a Deployment needs an image", subject="csr service --kind deployment", hint=hint)
+        raise UsageError("a Deployment needs an image", subject="csr service --kind deployment", hint=hint)
     sys.stdout.write(text)
     return 0

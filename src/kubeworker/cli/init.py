@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kubeworker.cli.options import DEFAULT_FILE
-from kubeworker.errors import InputError
+from kubeworker.errors import UsageError
 
 
 def init(
@@ -32,7 +32,7 @@ def init(
     if from_env is None:
         if kube_nginx_conf is not None:
             hint = "name the guide's environment.sh with --from-env too"
-            raise InputError("is read with --from-env only", subject="--kube-nginx-conf", hint=hint)
+            raise UsageError("is read with --from-env only", subject="--kube-nginx-conf", hint=hint)
         write(out, discover())
         sys.stdout.write(f"{out} written: fill in the cluster and the nodes, then `kubeworker plan -f {out}`\n")
         return

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kubeworker.errors import InputError, KubeworkerError
+from kubeworker.errors import FileError, KubeworkerError
 
 WIDTH_WITHOUT_TERMINAL = 1000
 """Columns of a table that goes to a file or a pipe: wide enough that no cell is ever wrapped."""
@@ -64,7 +64,7 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         hint = "name a file in a folder that exists and that you can write to"
-        raise InputError("can't be written", subject=str(path), hint=hint)
+        raise FileError("can't be written", subject=str(path), hint=hint)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -73,20 +73,20 @@ def write_file(path: Path, text: str) -> None:
         path.write_text(text, "utf-8")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"can't be written: {reason}", subject=str(path), hint="name another file") from error
+        raise FileError(f"can't be written: {reason}", subject=str(path), hint="name another file") from error
 
 
 def print_errors(errors: Sequence[KubeworkerError], *, as_json: bool) -> None:
-    """`error: subject: message` and the way out on standard error; with `--json` also the document."""
+    """`error: subject: message [id]` and the way out on standard error; with `--json` also the document."""
     if as_json:
         more = {"errors": [error.as_json() for error in errors]} if len(errors) > 1 else {}
         print_document({"error": errors[0].as_json(), **more})
     red, dim, end = ("\033[1;31m", "\033[2m", "\033[0m") if _colours() else ("", "", "")
     for error in errors:
         what = f"{error.subject}: {error.message}" if error.subject else error.message
-        sys.stderr.write(f"{red}error:{end} {what}\n")
-        if error.hint:
-            sys.stderr.write(f"{dim}  hint: {error.hint}{end}\n")
+        first, newline, others = what.partition("\n")
+        sys.stderr.write(f"{red}error:{end} {first} {dim}[{error.id}]{end}{newline}{others}\n")
+        sys.stderr.write(f"{dim}  hint: {error.hint or error.way_out}{end}\n")
 
 
 def _colours() -> bool:

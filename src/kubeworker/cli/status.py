@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes
-from kubeworker.errors import InputError
+from kubeworker.errors import UsageError
 
 
 async def status(
@@ -73,7 +73,7 @@ def _version(text: str) -> tuple[str, str]:
     software, _, version = text.rpartition("=")
     software, version = software or "kubernetes", version.removeprefix("v")
     if software not in ("kubernetes", "containerd") or not _VERSION.fullmatch(version):
-        raise InputError(
-            f"{text!r} is no version to compare with", subject="--against", hint="1.36.0, or containerd=2.4.0"
+        raise UsageError(
+            f"{text!r} is no version to compare with", subject="--against", hint="give 1.36.0, or containerd=2.4.0"
         )
     return software, version

@@ -77,7 +77,7 @@ async def revoke(  # noqa: D417 (the help of *names does not come from a docstri
 
 def _confirm(*, yes: bool, can_ask: bool) -> Callable[[Chosen], Awaitable[bool]]:
     from kubeworker.cli.output import ask, is_interactive
-    from kubeworker.errors import InputError
+    from kubeworker.errors import UsageError
 
     async def confirm(chosen: Chosen) -> bool:
         if yes:
@@ -85,7 +85,7 @@ def _confirm(*, yes: bool, can_ask: bool) -> Callable[[Chosen], Awaitable[bool]]
         foreign = ", ".join(f"{token.id} (made by {token.maker or 'somebody else'})" for token in chosen.foreign)
         if not can_ask or not is_interactive():
             hint = "if you mean it, run it again with --yes"
-            raise InputError(f"not made by this tool: {foreign}", subject="kubeworker token revoke", hint=hint)
+            raise UsageError(f"not made by this tool: {foreign}", subject="kubeworker token revoke", hint=hint)
         return await ask(f"Not made by this tool: {foreign}. Delete all the same?")
 
     return confirm

@@ -20,7 +20,7 @@ from typing import Any
 
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError
+from kubeworker.errors import BundleError
 
 FORMAT = 1
 INDEX, HASH = "bundle.json", "SHA256"
@@ -72,11 +72,11 @@ def parse(content: bytes, *, subject: str) -> Index:
         if document["format"] != FORMAT:
             hint = "import it with the kubeworker that made it, or make it again with this one"
             message = f"has format {document['format']!r}; this kubeworker reads format {FORMAT}"
-            raise ArtifactError(message, subject=subject, hint=hint)
+            raise BundleError(message, subject=subject, hint=hint)
         blobs = tuple(_blob(each) for each in document["blobs"])
         images = tuple(ImageFile(path=str(each["path"]), blob=_blob(each)) for each in document["images"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"its {INDEX} can't be read: {error}", subject=subject) from error
+        raise BundleError(f"its {INDEX} can't be read: {error}", subject=subject) from error
     return Index(blobs=blobs, images=images)
 
 

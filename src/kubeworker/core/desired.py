@@ -23,6 +23,7 @@ from kubeworker.core.model import (
     RequireSysctl,
     Stage,
 )
+from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import SpecError
 
@@ -90,7 +91,7 @@ def _known_components(given: Mapping[str, Any], registry: Registry, field: str) 
             raise SpecError(
                 f"there is no component {name!r}",
                 subject=f"{field}components.{name}",
-                hint=f"the components are {', '.join(sorted(known))}",
+                hint=meant(name, known),
             )
         for setting in known[name].cluster_wide if field else ():
             if setting in settings:
@@ -261,8 +262,8 @@ def config(component: Component[ConfigT], cluster: ClusterFile) -> ConfigT:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in ("components", component.name, *first["loc"]))
         if first["type"] == "extra_forbidden":
-            fields = ", ".join(component.config.model_fields)
-            raise SpecError("there is no such field", subject=where, hint=f"{component.name} has: {fields}") from error
+            hint = meant(str(first["loc"][-1]), component.config.model_fields)
+            raise SpecError("there is no such field", subject=where, hint=hint) from error
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SpecError(message, subject=where) from error
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from kubeworker.core.environment_sh import Environment
 from kubeworker.core.formats.nginx import Block, Statement
 from kubeworker.core.spec import API_PROXY, ClusterFile
-from kubeworker.errors import InputError
+from kubeworker.errors import GuideFileError
 
 API_PORT = 6443
 """Where the guide's kube-apiservers listen; environment.sh does not say."""
@@ -70,7 +70,7 @@ def from_environment(
         first, *others = dict.fromkeys(reading.problems)
         lines = [f"  {each.subject}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in others]
         message = "\n".join((first.message, f"and {len(others)} more:", *lines)) if others else first.message
-        raise InputError(message, subject=first.subject, hint=first.hint)
+        raise GuideFileError(message, subject=first.subject, hint=first.hint)
     return inputs
 
 
@@ -279,17 +279,17 @@ def api_servers(statements: Sequence[Statement], *, subject: str) -> tuple[str, 
     upstreams = [each for each in inner if each.name == "upstream" and each.arguments and each.arguments[0] in targets]
     if len(upstreams) != 1:
         found = ", ".join(each.arguments[0] for each in upstreams) or "none"
-        raise InputError(f"one upstream of API servers is meant; there is {found}", subject=subject, hint=hint)
+        raise GuideFileError(f"one upstream of API servers is meant; there is {found}", subject=subject, hint=hint)
     servers = []
     for directive in upstreams[0].body:
         if isinstance(directive, Block) or directive[0] != "server" or "down" in directive[2:]:
             continue
         address = directive[1] if len(directive) > 1 else ""
         if not re.fullmatch(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}", address):
-            raise InputError(f"server {address!r} is not HOST:PORT", subject=subject, hint=hint)
+            raise GuideFileError(f"server {address!r} is not HOST:PORT", subject=subject, hint=hint)
         servers.append(address)
     if not servers:
-        raise InputError("its upstream names no server", subject=subject, hint=hint)
+        raise GuideFileError("its upstream names no server", subject=subject, hint=hint)
     return tuple(dict.fromkeys(servers))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import tomli_w
 
 from kubeworker.core.artifact import Architecture
-from kubeworker.errors import ArtifactError, InputError
+from kubeworker.errors import ArtifactChanged, LockfileError
 
 NAME = "kubeworker.lock"
 """The file, beside cluster.yaml."""
@@ -77,9 +77,9 @@ def parse(text: str, *, subject: str) -> Lock:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"is no valid TOML: {error}", subject=subject, hint=_DAMAGED) from error
+        raise LockfileError(f"is no valid TOML: {error}", subject=subject, hint=_DAMAGED) from error
     if document.get("format") != FORMAT:
-        raise InputError(
+        raise LockfileError(
             f"has format {document.get('format')!r}; this kubeworker reads format {FORMAT}",
             subject=subject,
             hint=_DAMAGED,
@@ -91,7 +91,7 @@ def parse(text: str, *, subject: str) -> Lock:
                 for kind, values in kinds.items():
                     entries[Key(artifact=artifact, architecture=architecture, kind=kind)] = _entry(values)
     except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"an entry is malformed: {error}", subject=subject, hint=_DAMAGED) from error
+        raise LockfileError(f"an entry is malformed: {error}", subject=subject, hint=_DAMAGED) from error
     return Lock(entries=entries)
 
 
@@ -125,7 +125,7 @@ def pin(lock: Lock, key: Key, entry: Entry, *, update: bool, place: str = "") ->
     locked = lock.get(key, entry.version)
     if locked is not None and not update:
         if locked.sha256 != entry.sha256:
-            raise ArtifactError(
+            raise ArtifactChanged(
                 f"{place or key.kind} gave {key.artifact} {entry.version} ({key.architecture}) with sha256 "
                 f"{entry.sha256}, but kubeworker.lock has {locked.sha256}",
                 subject=key.artifact,
@@ -150,7 +150,7 @@ def check_inputs(lock: Lock, key: Key, wanted: Entry, *, update: bool) -> None:
         if now != then
     ]
     if differing:
-        raise ArtifactError(
+        raise ArtifactChanged(
             f"a build of {key.artifact} {wanted.version} ({key.architecture}) would differ from the pinned one "
             f"(sha256 {locked.sha256}): {'; '.join(differing)}",
             subject=key.artifact,

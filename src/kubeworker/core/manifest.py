@@ -21,7 +21,7 @@ import yaml as pyyaml
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.formats import yaml
 from kubeworker.core.kube_views import Document
-from kubeworker.errors import InputError
+from kubeworker.errors import ChartError
 
 FIELD_MANAGER = "kubeworker"
 """Who this tool is to server-side apply (metadata.managedFields)."""
@@ -124,16 +124,16 @@ def documents(rendered: Iterable[Any], *, subject: str) -> tuple[Document, ...]:
         if each is None:
             continue
         if not isinstance(each, dict) or not each.get("kind") or not (each.get("metadata") or {}).get("name"):
-            raise InputError("renders something that is no Kubernetes object", subject=subject, hint=_VALUES)
+            raise ChartError("renders something that is no Kubernetes object", subject=subject, hint=_VALUES)
         which = ref(each)
         if hook := ((each["metadata"].get("annotations") or {}).get(_HOOK)):
-            raise InputError(
+            raise ChartError(
                 f"{which} is a Helm hook ({hook}); hooks are run by Helm's own install only",
                 subject=subject,
                 hint="choose values that need no hook",
             )
         if which.identity in found:
-            raise InputError(f"renders {which} twice", subject=subject, hint=_VALUES)
+            raise ChartError(f"renders {which} twice", subject=subject, hint=_VALUES)
         found[which.identity] = each
     return tuple(sorted(found.values(), key=lambda each: _rank(each["kind"])))
 

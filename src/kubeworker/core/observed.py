@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, cast
 
 from kubeworker.core import applied
 from kubeworker.core.applied import Applied
-from kubeworker.errors import NodeError
+from kubeworker.errors import ProbeError
 
 HEADER = "kubeworker-probe 1"
 
@@ -25,10 +25,6 @@ ModuleState: TypeAlias = Literal["loaded", "builtin", "available", "missing"]
 
 _KINDS: Mapping[int, FileKind] = {0x8: "file", 0x4: "directory", 0xA: "link"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class ProbeError(NodeError):
-    """The node's answer to the probe is not one: cut off, or mixed with something else's output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

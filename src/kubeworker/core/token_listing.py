@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 from kubeworker.core.bootstrap_token import LABEL, MANAGER, NODE_ANNOTATION
 from kubeworker.core.kube_views import Document
-from kubeworker.errors import InputError
+from kubeworker.core.nearest import nearest
+from kubeworker.errors import UsageError
 
 State: TypeAlias = Literal["valid", "joined", "expired", "unusable"]
 """joined: it still works, but its node has joined already. unusable: kube-apiserver takes it from nobody."""
@@ -99,7 +99,7 @@ def choose(words: Sequence[str], tokens: Sequence[TokenView], nodes: Collection[
     """
     if every == bool(words):
         what = "--all and names exclude each other" if every else "it says nothing to revoke"
-        raise InputError(what, subject=_COMMAND, hint="name ids or nodes (kubeworker token list), or give --all")
+        raise UsageError(what, subject=_COMMAND, hint="name ids or nodes (kubeworker token list), or give --all")
     if every:
         return Chosen(tokens=tuple(token for token in tokens if token.ours))
     found: dict[str, TokenView] = {}
@@ -128,16 +128,16 @@ def _check_known(word: str, tokens: Iterable[TokenView], nodes: Collection[str])
         return
     whole = _WHOLE.fullmatch(word)
     if whole:
-        raise InputError(
+        raise UsageError(
             "a whole token was given, with its secret",
             subject=_COMMAND,
             hint=f"the id alone is enough: {_COMMAND} {whole[1]}. The secret is in this shell's history now",
         )
-    near = difflib.get_close_matches(word, [*(token.id for token in tokens), *nodes], n=1)
+    near = nearest(word, [*(token.id for token in tokens), *nodes])
     if not near and _ID.fullmatch(word):
         return
     hint = f"did you mean {near[0]}?" if near else "kubeworker token list shows ids and nodes"
-    raise InputError(f"there is no token and no node {word!r}", subject=_COMMAND, hint=hint)
+    raise UsageError(f"there is no token and no node {word!r}", subject=_COMMAND, hint=hint)
 
 
 def _fault(name: str, data: Mapping[str, str]) -> str:

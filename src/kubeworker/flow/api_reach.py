@@ -14,7 +14,7 @@ from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.observed import Observed
 from kubeworker.core.preflight_row import Row
 from kubeworker.core.probe import KUBELET_CLIENT_CERT
-from kubeworker.errors import ApiError, CredentialsError, KubeworkerError
+from kubeworker.errors import ApiError, CredentialsError, KubeworkerError, ProbeError
 from kubeworker.flow.events import Reporter, Warning_
 from kubeworker.flow.session import Session
 from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
@@ -64,7 +64,7 @@ async def _ask(
     try:
         answers = api_reach.parse(done.stdout)
     except ValueError as error:
-        raise KubeworkerError(str(error), subject=name, hint=done.stderr.strip()) from error
+        raise ProbeError(str(error), subject=name, hint=done.stderr.strip()) from error
     return tuple(api_reach.rows(name, answers, caller, asked=apiservers, no_token=_why_none(session, token)))
 
 

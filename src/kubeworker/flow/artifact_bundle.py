@@ -19,7 +19,7 @@ from kubeworker.core.artifact import Artifact
 from kubeworker.core.bundle import ImageFile
 from kubeworker.core.lockfile import Lock
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, InputError
+from kubeworker.errors import BundleError, FileError
 from kubeworker.flow.artifact_run import change_lock, read_lock
 from kubeworker.flow.artifacts import lock_path
 from kubeworker.io import bundle_file, oci_archive
@@ -72,7 +72,7 @@ async def unbundle(
     opened = await asyncio.to_thread(bundle_file.open_, source)
     if sha256 and opened.sha256 != sha256.lower():
         hint = "this is another bundle than the one that was meant: ask its maker for the hash that was printed"
-        raise ArtifactError(f"has sha256 {opened.sha256}, not {sha256}", subject=str(source), hint=hint)
+        raise BundleError(f"has sha256 {opened.sha256}, not {sha256}", subject=str(source), hint=hint)
     lock = _lock(opened)
 
     def merged(mine: Lock) -> Lock:
@@ -109,7 +109,7 @@ def _lock(opened: Opened) -> Lock:
     digests = {blob.sha256 for blob in opened.index.blobs}
     absent = [key.artifact for key, entry in lock.entries.items() if entry.sha256 not in digests]
     if absent:
-        raise ArtifactError(f"lacks the bytes of {', '.join(absent)}", subject=str(opened.path))
+        raise BundleError(f"lacks the bytes of {', '.join(absent)}", subject=str(opened.path))
     return lock
 
 
@@ -119,7 +119,7 @@ def _is_there(path: Path, blob: Blob, store: BlobStore) -> bool:
         return False
     if not path.is_file() or store.hash_file(path) != blob:
         hint = "move it away if it may go: the bundle has another one for this place"
-        raise InputError("is there already, with other bytes than the bundle's", subject=str(path), hint=hint)
+        raise FileError("is there already, with other bytes than the bundle's", subject=str(path), hint=hint)
     return True
 
 
@@ -131,4 +131,4 @@ def _place(blob: Path, path: Path) -> None:
             shutil.copyfileobj(file, out, 1 << 20)
     except OSError as error:
         hint = "cluster.yaml names this place (components.containerd.preload_images): make it writable, or name another"
-        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(path), hint=hint) from error
+        raise BundleError(f"can't be written: {error.strerror}", subject=str(path), hint=hint) from error

@@ -14,10 +14,10 @@ from kubeworker.core.artifact import Architecture, Artifact
 from kubeworker.core.lockfile import Entry, Key, Kind, Lock
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import Artifacts
-from kubeworker.errors import ArtifactError, InputError
+from kubeworker.errors import ArtifactError, BlobDamaged, LockfileError
 from kubeworker.flow.events import ArtifactReady, Note, Reporter, Transfer, Warning_
 from kubeworker.io import binary
-from kubeworker.io.blob_store import BlobDamaged, BlobStore
+from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.whole_file import write_atomically
 
 LOCK_NAME = lockfile.NAME
@@ -98,7 +98,7 @@ def read_lock(path: Path) -> Lock:
     except FileNotFoundError:
         return Lock(entries={})
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read: {error}", subject=str(path)) from error
+        raise LockfileError(f"can't be read: {error}", subject=str(path)) from error
     return lockfile.parse(text, subject=str(path))
 
 

@@ -11,12 +11,12 @@ from kubeworker.core.artifact import Architecture, Artifact
 from kubeworker.core.lockfile import KINDS, Entry, Key, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ArtifactError, ArtifactMissing
+from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
 from kubeworker.flow import artifact_sources as sources
 from kubeworker.flow.artifact_run import LOCK_NAME, Results, Run, read_lock
 from kubeworker.flow.events import Reporter, silent
 from kubeworker.io.binary import host_architecture
-from kubeworker.io.blob_store import BlobDamaged, BlobStore
+from kubeworker.io.blob_store import BlobStore
 
 
 async def resolve(

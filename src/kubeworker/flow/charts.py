@@ -16,7 +16,7 @@ from kubeworker.core.desired import Registry
 from kubeworker.core.kube_views import Document, PodStatus
 from kubeworker.core.manifest import Found, Ref, Stale
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiNotFound, ApiRefused, InputError
+from kubeworker.errors import ApiNotFound, ApiRefused, ChartError
 from kubeworker.flow import artifacts, chart_credentials
 from kubeworker.flow.chart_credentials import ChartCredentials
 from kubeworker.flow.events import Reporter
@@ -198,9 +198,9 @@ async def compare(kube: Kube, chart: Chart, rendered: Sequence[Document]) -> man
     return replace(changes, warnings=(*changes.warnings, *await _helms(kube, chart, wanted)))
 
 
-def _foreign(chart: Chart, names: Sequence[str]) -> InputError:
+def _foreign(chart: Chart, names: Sequence[str]) -> ChartError:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return InputError(
+    return ChartError(
         f"the cluster has objects of it that this tool did not make: {', '.join(names[:4])}{more}",
         subject=f"components.{chart.component}",
         hint=f"to take them over: components.{chart.component}: {{adopt: true}}, and look at the plan; to leave the "

@@ -16,7 +16,7 @@ from kubeworker.core import desired, environment_sh, guide_inputs
 from kubeworker.core.desired import Registry
 from kubeworker.core.formats import nginx
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import InputError
+from kubeworker.errors import FileError, GuideFileError
 from kubeworker.flow.field_docs import FieldDoc, as_yaml, field_docs, first_paragraph
 
 HEAD = """\
@@ -63,11 +63,11 @@ def write(path: Path, registry: Registry, answers: Answers = EXAMPLES) -> None:
             file.write(text)
     except FileExistsError as error:
         hint = "edit it, or name another file with --out"
-        raise InputError("exists already and is not overwritten", subject=str(path), hint=hint) from error
+        raise FileError("exists already and is not overwritten", subject=str(path), hint=hint) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = "name a file in a folder that you can write to with --out"
-        raise InputError(f"can't be written: {reason}", subject=str(path), hint=hint) from error
+        raise FileError(f"can't be written: {reason}", subject=str(path), hint=hint) from error
 
 
 def from_guide(path: Path, registry: Registry, *, environment: Path, kube_nginx_conf: Path | None) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def from_guide(path: Path, registry: Registry, *, environment: Path, kube_nginx_
     text = _text(environment)
     if "\r\n" in text:
         hint = f"take the carriage returns out: sed -i 's/\\r$//' {environment}"
-        raise InputError(
+        raise GuideFileError(
             "has Windows line ends, and bash would take them into every value", subject=str(environment), hint=hint
         )
     servers = (str(kube_nginx_conf), _api_servers(kube_nginx_conf)) if kube_nginx_conf is not None else None
@@ -99,10 +99,12 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode()  # not read_text, which hides carriage returns
     except UnicodeDecodeError as error:
-        raise InputError("not a UTF-8 text file", subject=str(path), hint="save it as UTF-8") from error
+        raise GuideFileError("not a UTF-8 text file", subject=str(path), hint="save it as UTF-8") from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"can't be read: {reason}", subject=str(path), hint="check the path and its mode") from error
+        raise GuideFileError(
+            f"can't be read: {reason}", subject=str(path), hint="check the path and its mode"
+        ) from error
 
 
 def _api_servers(path: Path) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ def _api_servers(path: Path) -> tuple[str, ...]:
         statements = nginx.parse(_text(path))
     except ValueError as error:
         hint = "kube-nginx -t says what is wrong with it"
-        raise InputError(f"is no nginx configuration: {error}", subject=str(path), hint=hint) from error
+        raise GuideFileError(f"is no nginx configuration: {error}", subject=str(path), hint=hint) from error
     return guide_inputs.api_servers(statements, subject=str(path))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from kubeworker.components import kubelet
 from kubeworker.core import actions
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.errors import ActionFailed, ApiError
+from kubeworker.errors import ActionFailed, ApiError, JoinFailed
 from kubeworker.flow.plan import NodePlan
 from kubeworker.flow.polling import looked_until
 
@@ -63,4 +63,4 @@ def _failed(name: str, node: NodeStatus | None, seconds: float) -> ActionFailed:
         case NodeStatus(reason=why):
             pass
     hint = f"look at it: kubectl describe node {name}; kubeworker verify --node {name}"
-    return ActionFailed(f"not Ready after {seconds:.0f} s: {why}", subject=name, hint=hint)
+    return JoinFailed(f"not Ready after {seconds:.0f} s: {why}", subject=name, hint=hint)

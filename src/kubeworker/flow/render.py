@@ -14,7 +14,7 @@ from kubeworker.core.desired import Registry
 from kubeworker.core.formats import yaml
 from kubeworker.core.model import Blob, File, NodeState
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import InputError
+from kubeworker.errors import FileError
 from kubeworker.flow import charts
 from kubeworker.flow.events import Reporter
 from kubeworker.io import local_files
@@ -100,7 +100,7 @@ def _ca_certificate(cluster: ClusterFile) -> bytes:
 def _prepare(out_dir: Path) -> None:
     if out_dir.is_dir() and any(out_dir.iterdir()):
         if not (out_dir / _MARKER).is_file():
-            raise InputError(
+            raise FileError(
                 "is not empty and was not made by render", subject=str(out_dir), hint="name a new directory"
             )
         shutil.rmtree(out_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.model import Blob
+from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.errors import ApiUnreachable, InputError
+from kubeworker.errors import ApiUnreachable, UsageError
 from kubeworker.flow import artifacts, charts, credentials
 from kubeworker.flow.charts import Release
 from kubeworker.flow.credentials import KubeProxyCredential
@@ -79,7 +81,7 @@ class Session:
                 kube_proxy_key=self.proxy.key,
                 bootstrap_token=bootstrap_token,
             ),
-            tool=metadata.version("kubeworker"),
+            tool=_version(),
         )
 
     def connection(self, name: str) -> Node:
@@ -89,6 +91,12 @@ class Session:
                 return connected
             case failed:
                 raise failed.error
+
+
+@functools.cache
+def _version() -> str:
+    """This program's own; finding it out reads a file of the installation, and it is asked for twice a node."""
+    return metadata.version("kubeworker")
 
 
 @asynccontextmanager
@@ -167,7 +175,7 @@ def select(cluster: ClusterFile, names: Sequence[str]) -> tuple[NodeSpec, ...]:
     known = [each.name for each in cluster.nodes]
     for name in names:
         if name not in known:
-            raise InputError(f"there is no node {name!r}", subject="--node", hint=f"nodes: {', '.join(known)}")
+            raise UsageError(f"there is no node {name!r}", subject="--node", hint=meant(name, known, alike=True))
     return tuple(each for each in cluster.nodes if not names or each.name in names)
 
 

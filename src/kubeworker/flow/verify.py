@@ -33,15 +33,17 @@ from kubeworker.core.model import (
     Traffic,
     VirtualServers,
 )
+from kubeworker.core.nearest import nearest
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.verify_objects import KINDS, TRAFFIC_KINDS, Run, default_image
-from kubeworker.errors import ApiError, InputError, NodeUnreachable, SpecError
+from kubeworker.errors import ApiError, NodeUnreachable, UsageError
 from kubeworker.flow import checks_cluster, checks_http, checks_ipvs, checks_mirrors
 from kubeworker.flow.checks_cluster import ClusterView, Shared
 from kubeworker.flow.checks_ipvs import ServicesView
 from kubeworker.flow.checks_network import AgentsView, TrafficRun, agent_command, agent_knows_pods, agent_ready, traffic
 from kubeworker.flow.credentials import load_ca_certificate
 from kubeworker.flow.events import CheckDone, NodeDone, NodeStarted, Reporter, silent
+from kubeworker.flow.session import select
 from kubeworker.flow.verify_access import Access, connected, granted
 from kubeworker.io import node as ssh
 from kubeworker.io import oci_archive
@@ -145,11 +147,7 @@ async def verify(
 
 
 def _chosen(cluster: ClusterFile, names: tuple[str, ...]) -> tuple[NodeSpec, ...]:
-    known = {node.name for node in cluster.nodes}
-    for name in names:
-        if name not in known:
-            raise SpecError("cluster.yaml has no such node", subject=name, hint=f"it has {', '.join(sorted(known))}")
-    return tuple(node for node in cluster.nodes if not names or node.name in names)
+    return select(cluster, names)
 
 
 def _archives(cluster: ClusterFile, registry: desired.Registry) -> dict[str, Archive]:
@@ -220,10 +218,10 @@ def _some_checks(session: _Session, nodes: tuple[NodeSpec, ...]) -> None:
     ids = {check.id for node in nodes for check in _checks(session, node)}
     for prefix in session.only:
         if not any(check_id.startswith(prefix) for check_id in ids):
+            close = nearest(prefix, ids)
             groups = ", ".join(sorted({check_id.partition(".")[0] for check_id in ids}))
-            raise InputError(
-                "no check of these nodes begins so", subject=f"--check {prefix}", hint=f"their ids begin with {groups}"
-            )
+            hint = f"did you mean {close[0]}?" if close else f"their ids begin with {groups}"
+            raise UsageError(f"no check of these nodes begins with {prefix!r}", subject="--check", hint=hint)
 
 
 # ---------------------------------------------------------------------------------------------------------------

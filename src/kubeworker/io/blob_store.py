@@ -29,16 +29,12 @@ from pathlib import Path
 
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, ArtifactMissing
+from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
 from kubeworker.io.whole_file import write_atomically
 
 _CHUNK = 1 << 20
 _ABANDONED = 24 * 3600
 """Seconds after which a work directory belongs to no running build."""
-
-
-class BlobDamaged(ArtifactError):
-    """A blob in the store no longer has the content that it is named by."""
 
 
 class BlobStore:

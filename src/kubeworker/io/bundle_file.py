@@ -16,7 +16,7 @@ from typing import IO
 from kubeworker.core import bundle, lockfile, tar_stream
 from kubeworker.core.bundle import Index
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError
+from kubeworker.errors import ArtifactError, BundleError
 from kubeworker.io.blob_store import BlobStore
 
 _CHUNK = 1 << 20
@@ -64,7 +64,7 @@ def write(out: Path, index: Index, lock: bytes, members: Callable[[Blob], Path])
         _read_again(temporary, out)
         temporary.replace(out)
     except OSError as error:
-        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(out)) from error
+        raise BundleError(f"can't be written: {error.strerror}", subject=str(out)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return Written(size=out.stat().st_size, sha256=copy.hash.hexdigest())
@@ -76,7 +76,7 @@ def _read_again(temporary: Path, out: Path) -> None:
             copy(None)
     except ArtifactError as error:
         hint = "a compressed copy in the cache is damaged: remove $XDG_CACHE_HOME/kubeworker/members and do it again"
-        raise ArtifactError(f"did not turn out right: {error.message}", subject=str(out), hint=hint) from error
+        raise BundleError(f"did not turn out right: {error.message}", subject=str(out), hint=hint) from error
 
 
 class _Hashed:
@@ -119,7 +119,7 @@ def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
                 found = _copy(opened.path, file, out)
                 if found != blob.sha256:
                     message = f"its file sha256-{blob.sha256} has sha256 {found}"
-                    raise ArtifactError(message, subject=str(opened.path), hint="make the bundle again")
+                    raise BundleError(message, subject=str(opened.path), hint="make the bundle again")
 
             yield blob, sink
         _entry(opened.path, entries, bundle.HASH, 65)
@@ -142,7 +142,7 @@ def unpack(opened: Opened, store: BlobStore) -> None:
                 store.adopt(place, blob)
     except OSError as error:
         hint = "make room there, or set XDG_CACHE_HOME to a directory with more"
-        raise ArtifactError(f"can't be written: {error.strerror}", subject=str(store.root), hint=hint) from error
+        raise BundleError(f"can't be written: {error.strerror}", subject=str(store.root), hint=hint) from error
 
 
 def _is_in(store: BlobStore, blob: Blob) -> bool:
@@ -165,7 +165,7 @@ def _checked(path: Path) -> str:
             end = file.read(bundle.END_LENGTH + 1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ArtifactError(f"can't be read: {reason}", subject=str(path), hint="check the path") from error
+        raise BundleError(f"can't be read: {reason}", subject=str(path), hint="check the path") from error
     wanted = bundle.end(whole.hexdigest())
     if end != wanted:
         # An end that is one but for its hash: the bytes before it are not those that it was made for.
@@ -175,7 +175,7 @@ def _checked(path: Path) -> str:
             if like
             else "does not end as a bundle does: it is damaged, cut short, or no bundle"
         )
-        raise ArtifactError(message, subject=str(path), hint=_COPY_AGAIN)
+        raise BundleError(message, subject=str(path), hint=_COPY_AGAIN)
     whole.update(end)
     return whole.hexdigest()
 
@@ -196,7 +196,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"can't be read: {error}", subject=str(path), hint="make the bundle again") from error
+        raise BundleError(f"can't be read: {error}", subject=str(path), hint="make the bundle again") from error
 
 
 def _entry(path: Path, entries: Iterable[tuple[tarfile.TarInfo, IO[bytes] | None]], name: str, size: int) -> IO[bytes]:
@@ -217,7 +217,7 @@ def _small(path: Path, entries: Iterable[tuple[tarfile.TarInfo, IO[bytes] | None
 
 def _other(path: Path, entry: tarfile.TarInfo | None, name: str) -> ArtifactError:
     found = f"{entry.name!r} of {entry.size} bytes" if entry is not None else "nothing"
-    return ArtifactError(f"holds {found} where {name} should be", subject=str(path), hint="make the bundle again")
+    return BundleError(f"holds {found} where {name} should be", subject=str(path), hint="make the bundle again")
 
 
 def _copy(path: Path, file: IO[bytes], out: IO[bytes] | None) -> str:

@@ -6,7 +6,6 @@ wrong, says what was meant, and turns paths of the control host into absolute on
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from kubeworker.core.desired import Registry, validate_components
 from kubeworker.core.merge import stacked
+from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, ControlHostPath
 from kubeworker.errors import SpecError
 
@@ -188,7 +188,7 @@ def _config_problems(
     for name, config in configs.items():
         path: FieldPath = (*prefix, name)
         if name not in known:
-            hint = _closest(str(name), known)
+            hint = meant(str(name), known)
             yield Problem(line=_line(root, path), path=path, message="there is no such component", hint=hint)
         elif isinstance(config, dict):
             base = common.get(name, {})
@@ -233,7 +233,7 @@ def _problem(root: yaml.Node, details: ErrorDetails, model: type[BaseModel], pre
     match details["type"]:
         case "extra_forbidden":
             fields = _fields_at(model, details["loc"][:-1])
-            hint = _closest(str(path[-1]), fields)
+            hint = meant(str(path[-1]), fields)
             yield Problem(line=_line(root, path), path=path, message="there is no such field", hint=hint)
         case "missing":
             field = _fields_at(model, details["loc"][:-1]).get(str(path[-1]))
@@ -277,7 +277,7 @@ def _explained(path: FieldPath, details: ErrorDetails) -> tuple[str, str]:
     expected = str(details.get("ctx", {}).get("expected", "")).replace("'", "")
     match details["type"]:
         case "literal_error":
-            return f"{given!r} is not one of: {expected}", _closest(str(given), re.split(r", | or ", expected))
+            return f"{given!r} is not one of: {expected}", meant(str(given), re.split(r", | or ", expected))
         case "string_type" if isinstance(given, int | float):
             shown = str(given).lower() if isinstance(given, bool) else str(given)
             return f"must be text, and YAML reads {shown} as {_kind(given)}", f'quote it: "{shown}"'
@@ -311,14 +311,6 @@ def _kind(value: object) -> str:
             return "nothing"
         case _:
             return type(value).__name__
-
-
-def _closest(name: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"known here: {', '.join(sorted(names))}" if names else ""
 
 
 def _first_sentence(field: FieldInfo) -> str:

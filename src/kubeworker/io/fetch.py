@@ -13,7 +13,7 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 import stamina
 
-from kubeworker.errors import ArtifactError, ArtifactMissing
+from kubeworker.errors import ArtifactChanged, ArtifactError, ArtifactMissing
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -78,7 +78,7 @@ class Fetcher:
         _note(partial).unlink(missing_ok=True)
         if sha256 and digest != sha256:
             partial.unlink()
-            raise ArtifactError(
+            raise ArtifactChanged(
                 f"the file has sha256 {digest}, its publisher says {sha256}",
                 subject=url,
                 hint="nothing of it was kept; try again, and look at the mirror or proxy if it stays so",

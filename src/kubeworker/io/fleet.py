@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from kubeworker.core.limit import Limit
-from kubeworker.errors import KubeworkerError
+from kubeworker.errors import InternalError, KubeworkerError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -52,9 +52,7 @@ async def _outcome(item: K, work: Callable[[K], Awaitable[V]], slots: asyncio.Se
             return Failed(error)
         except Exception as error:
             # A bug that one node's data brings out must not hide what the others did.
-            bug = KubeworkerError(
-                f"internal error: {type(error).__name__}: {error}", subject=str(item), hint="please report this"
-            )
+            bug = InternalError(f"unexpected {type(error).__name__}: {error}", subject=str(item))
             bug.__cause__ = error
             return Failed(bug)
 

@@ -7,7 +7,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from kubeworker.errors import InputError
+from kubeworker.errors import UsageError
 
 _SECONDS = 5.0
 """How long one who asks may take."""
@@ -44,7 +44,7 @@ async def serving(port: int, answer: Callable[[str], bool | None]) -> AsyncItera
     try:
         server = await asyncio.start_server(handle, port=port, limit=_LIMIT)
     except (OSError, OverflowError) as error:
-        raise InputError(f"can't be listened on: {error}", subject=f"port {port}", hint="name a free one") from error
+        raise UsageError(f"can't be listened on: {error}", subject=f"port {port}", hint="name a free one") from error
     async with server:
         yield
 

@@ -12,7 +12,7 @@ import yaml
 from kubeworker.core import manifest
 from kubeworker.core.formats import yaml as values_format
 from kubeworker.core.kube_views import Document
-from kubeworker.errors import InputError, KubeworkerError
+from kubeworker.errors import ArtifactError, ChartError
 from kubeworker.io import command
 
 SECONDS = 120
@@ -63,8 +63,9 @@ async def template(
     if ran.status != 0:
         said = "\n".join(ran.stderr.strip().splitlines()[-5:])
         if ran.status == 126 or not said:
-            raise KubeworkerError(f"helm ended with status {ran.status}: {said}", subject=subject)
-        raise InputError(
+            hint = "helm itself does not run here: versions.helm, and `kubeworker artifacts fetch` to get it anew"
+            raise ArtifactError(f"helm ended with status {ran.status}: {said}", subject=subject, hint=hint)
+        raise ChartError(
             f"the chart can't be rendered: {said.removeprefix('Error: ')}",
             subject=subject,
             hint="look at the component's `values` in cluster.yaml",
@@ -72,5 +73,5 @@ async def template(
     try:
         rendered = list(yaml.load_all(ran.stdout, Loader=_Manifests))
     except yaml.YAMLError as error:
-        raise InputError(f"the chart renders no valid YAML: {error}", subject=subject) from error
+        raise ChartError(f"the chart renders no valid YAML: {error}", subject=subject) from error
     return manifest.documents(rendered, subject=subject)

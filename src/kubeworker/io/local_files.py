@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from kubeworker.errors import InputError
+from kubeworker.errors import FileError
 
 
 def read(paths: Iterable[str]) -> dict[str, bytes]:
@@ -24,7 +24,7 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"can't be read: {reason}", subject=str(path), hint=hint) from error
+        raise FileError(f"can't be read: {reason}", subject=str(path), hint=hint) from error
     if not content.strip():
-        raise InputError("is empty", subject=str(path), hint=hint)
+        raise FileError("is empty", subject=str(path), hint=hint)
     return content

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kubeworker.core.component import Archive
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, InputError
+from kubeworker.errors import ArtifactError, FileError
 from kubeworker.io.blob_store import BlobStore
 
 NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
@@ -39,7 +39,7 @@ def references(path: Path) -> tuple[str, ...]:
     archive or names no image.
     """
     if not path.is_file():
-        raise InputError(
+        raise FileError(
             "no such file",
             subject=str(path),
             hint="components.containerd.preload_images in cluster.yaml names OCI archives on this machine",

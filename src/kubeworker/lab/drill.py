@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kubeworker.core import failover, kube_views
 from kubeworker.core.failover import SPREAD_LIMIT, Case, Client, Drill, Proxy, Result, Sessions
-from kubeworker.errors import InputError, LabError
+from kubeworker.errors import LabError, UsageError
 from kubeworker.flow.events import Note, Reporter
 from kubeworker.lab import drill_client, drill_fault, host, lifecycle
 from kubeworker.lab.admin_api import AdminApi
@@ -72,7 +72,7 @@ def _client_node(lab: LabState, lookout: Lookout, wanted: str) -> str:
         raise LabError("kube-nginx runs on none of its machines", subject=f"lab {lab.name}", hint=hint)
     if wanted and wanted not in lookout.nodes:
         hint = f"kube-nginx runs on {', '.join(lookout.nodes)}"
-        raise InputError("there is no such machine, or no kube-nginx on it", subject=wanted, hint=hint)
+        raise UsageError("there is no such machine, or no kube-nginx on it", subject=wanted, hint=hint)
     plain = [name for name in lookout.nodes if not lab.machine(name).is_control_plane]
     return wanted or (plain or lookout.nodes)[0]
 

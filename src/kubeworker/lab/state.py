@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kubeworker.errors import InputError, LabError
+from kubeworker.core.nearest import meant
+from kubeworker.errors import LabError, UsageError
 
 CONTROL_PLANE = ("k8s-01", "k8s-02")
 """The guide's two machines: each has a kube-apiserver, a controller-manager and a scheduler, and is a node too."""
@@ -142,7 +143,7 @@ class LabState:
         raise LabError(
             f"there is no machine {name!r}",
             subject=f"lab {self.name}",
-            hint=f"its machines: {', '.join(machine.name for machine in self.machines)}",
+            hint=meant(name, [machine.name for machine in self.machines], alike=True),
         )
 
     def nspawn_name(self, machine: Machine) -> str:
@@ -181,7 +182,7 @@ def cache_folder() -> Path:
 def lab_folder(name: str, labs: Path) -> Path:
     """The folder of the lab of that name; InputError for a name that can't be one."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", name):
-        raise InputError(
+        raise UsageError(
             f"{name!r} can't be a lab's name", hint="use 1 to 32 lower-case letters, digits and inner hyphens"
         )
     return labs / name
@@ -205,13 +206,13 @@ def scope_prefix(identity: str) -> str:
 def check_workers(count: int) -> None:
     """InputError for a number of plain workers that no lab can have."""
     if not 0 <= count <= MAX_WORKERS:
-        raise InputError(f"a lab can't have {count} workers", hint=f"--workers takes 0 to {MAX_WORKERS}")
+        raise UsageError(f"a lab can't have {count} workers", hint=f"--workers takes 0 to {MAX_WORKERS}")
 
 
 def check_full_kernel(count: int) -> None:
     """InputError for a number of full-kernel machines that no lab can have."""
     if not 0 <= count <= MAX_FULL_KERNEL:
-        raise InputError(
+        raise UsageError(
             f"a lab can't have {count} full-kernel machines", hint=f"--full-kernel takes 0 to {MAX_FULL_KERNEL}"
         )
 
@@ -221,10 +222,10 @@ def check_signing_duration(text: str) -> None:
     parts = re.findall(r"(\d+)(h|m|s)", text)
     seconds = sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
     if "".join(map("".join, parts)) != text or not text:
-        raise InputError(f"{text!r} is no duration", subject="--signing-duration", hint="for example 10m, 8h or 1h30m")
+        raise UsageError(f"{text!r} is no duration", subject="--signing-duration", hint="for example 10m, 8h or 1h30m")
     # It backdates by 5 minutes, and kubelet counts 70 to 90 % from there: of less, the next request is due at once.
     if seconds < 180:
-        raise InputError(
+        raise UsageError(
             f"with {text} kubelet would ask for the next certificate as soon as it has one",
             subject="--signing-duration",
             hint="at least 3m",

@@ -86,8 +86,8 @@ def test_a_fault_of_the_program_is_one_line_and_says_how_to_report_it() -> None:
     result = run("fault")
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        "error: unexpected ValueError: boom",
-        "  hint: this is a fault in kubeworker; run it again with KUBEWORKER_DEBUG=1 and report what it prints",
+        "error: unexpected ValueError: boom [internal]",
+        "  hint: run it again with KUBEWORKER_DEBUG=1 and report what it prints",
     ]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, ArtifactMissing
-from kubeworker.io.blob_store import BlobDamaged, BlobStore
+from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
+from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.whole_file import write_atomically
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kubeworker.core import limit
-from kubeworker.errors import KubeworkerError, NodeUnreachable
+from kubeworker.errors import InternalError, NodeUnreachable
 from kubeworker.io.fleet import Failed, Ok, Slots, fan_out
 
 
@@ -38,7 +38,7 @@ async def test_a_bug_is_a_failure_of_its_item() -> None:
     assert outcomes["a"] == Ok("fine")
     failed = outcomes["b"]
     assert isinstance(failed, Failed)
-    assert type(failed.error) is KubeworkerError
+    assert type(failed.error) is InternalError
     assert failed.error.subject == "b"
     assert "KeyError" in failed.error.message
     assert isinstance(failed.error.__cause__, KeyError)
