@@ -1,4 +1,4 @@
-"""One node over SSH. The only file that knows asyncssh; its errors come out as NodeUnreachable and the like.
+"""One node over SSH. With io/known_hosts.py the only file that knows asyncssh; its errors are NodeUnreachable and such.
 
 A connection is made once per node and run; each `run` is one channel on it. Host keys are always checked.
 """
@@ -22,6 +22,7 @@ import asyncssh
 from kubeworker.core import limit
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import CredentialsError, NodeError, NodeUnreachable
+from kubeworker.io import known_hosts
 from kubeworker.io.fleet import Slots
 
 UNANSWERED_KEEPALIVES = 3
@@ -392,7 +393,7 @@ async def _login(
                     way.host,
                     options=options,
                     username=user,
-                    known_hosts=keys.known,
+                    known_hosts=keys.match,
                     client_factory=lambda: _Client(keys),
                     **given,
                 )
@@ -424,6 +425,10 @@ def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> N
         case asyncssh.PermissionDenied():
             message = f"{way.place} refuses the key for user {user}"
             hint = "check `ssh.user` and `ssh.identity`, or the agent (ssh-add -l)"
+        case TimeoutError() if keys.connected:
+            message = f"{way.place} accepts the connection, and then does not finish the login"
+            message += f" within {way.ssh.connect_timeout:g} s"
+            hint = "does sshd hang, or the whole machine? Is it sshd that listens there? See the machine's console."
         case TimeoutError():
             message = f"{way.place} does not answer within {way.ssh.connect_timeout:g} s"
             hint = "is the machine up, and the address right? A firewall may drop packets to this port."
@@ -453,6 +458,9 @@ class _Client(asyncssh.SSHClient):
     def __init__(self, keys: _KnownHosts) -> None:
         self._keys = keys
 
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:  # noqa: ARG002 (asyncssh's signature)
+        self._keys.connected = True
+
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         return self._keys.accepts(host, addr, port, key)
 
@@ -470,11 +478,16 @@ class _KnownHosts:
         self._accept_new = way.accept_new
         self.refusal = ""
         self.hint = ""
-        self.known = asyncssh.import_known_hosts("".join(map(_text, self._files)))
+        self.connected = False
+        """Somebody took the connection; a machine that is down or behind a firewall does not."""
+
+    def match(self, host: str, addr: str, port: int | None) -> Any:
+        """What asyncssh takes for the host's keys."""
+        return known_hosts.match(self._files, host, addr, port)
 
     def accepts(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         name = self._alias or host
-        known, authorities, *_ = self.known.match(name, "" if self._alias else addr, port if port != 22 else None)
+        known, authorities, *_ = self.match(name, "" if self._alias else addr, port if port != 22 else None)
         entry = name if port == 22 else f"[{name}]:{port}"
         file = self._files[0]
         if known or authorities:
@@ -485,24 +498,5 @@ class _KnownHosts:
             self.refusal = f"the host key of {entry} ({key.get_fingerprint()}) is not in {file}"
             self.hint = "compare the fingerprint and add it with ssh-keyscan, or use --accept-new-host-keys"
             return False
-        _append(file, f"{entry} {key.export_public_key().decode().strip()}\n")
+        known_hosts.add(self._files, entry, key)
         return True
-
-
-def _text(path: Path) -> str:
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise CredentialsError(f"can't be read: {error}", subject=str(path), hint="check `ssh.known_hosts`") from error
-    return text if text.endswith("\n") or not text else text + "\n"
-
-
-def _append(path: Path, line: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        file.seek(0)
-        text = file.read()
-        if line not in text.splitlines(keepends=True):
-            file.write(("\n" if text and not text.endswith("\n") else "") + line)

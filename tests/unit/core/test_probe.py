@@ -491,6 +491,26 @@ def test_a_child_that_was_gone_when_it_was_looked_at_does_not_make_the_port_a_st
     assert (nginx.pid, nginx.unit) == (42, "kube-nginx.service")
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("main_process", ["this one", "another one", "none"])
+def test_the_holder_of_a_port_is_found_among_units_main_processes_and_everywhere(
+    shell: str, main_process: str, home: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        port = listener.getsockname()[1]
+        datagrams.bind(("127.0.0.1", port))
+        wanted = state(Stage(component="c", requirements=(RequirePort(port=port, unit="c.service"),)))
+        # This machine may have no systemd to ask: what `systemctl show` would print is given.
+        pid = {"this one": os.getpid(), "another one": os.getppid(), "none": 0}[main_process]
+        text = f"units='Id=a.service\nMainPID=0\n\nId=c.service\nMainPID={pid}\nNRestarts=0'\n"
+        found = parse("n1", run(text + probe.script(wanted, home=str(home)), shell)).listeners
+    comm = Path("/proc/self/comm").read_text().strip()
+    assert {(each.protocol, each.port, each.pid, each.process) for each in found} == {
+        ("tcp", port, os.getpid(), comm),
+        ("udp", port, os.getpid(), comm),
+    }
+
+
 def test_ports_units_and_records_are_read() -> None:
     seen = parse("n1", BUSY)
     nginx, kubelet = seen.listeners

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+from kubeworker.core.formats.memo import KEPT
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
@@ -38,12 +41,16 @@ def _section(name: str, section: Section) -> str:
 
 
 def _value(value: Value) -> str:
-    if isinstance(value, str):
-        return value
-    options = value.arguments[1:]
+    return value if isinstance(value, str) else _command(value)
+
+
+# Most commands of a fleet are the same on every node.
+@functools.lru_cache(maxsize=KEPT)
+def _command(command: Command) -> str:
+    options = command.arguments[1:]
     # Several long options go one a line, as in the guide: a changed flag is one changed line in the plan.
     separator = " \\\n  " if len(options) > 1 and all(option.startswith("--") for option in options) else " "
-    return value.prefix + separator.join(_argument(argument) for argument in value.arguments)
+    return command.prefix + separator.join(_argument(argument) for argument in command.arguments)
 
 
 def _argument(text: str) -> str:

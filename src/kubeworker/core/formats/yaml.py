@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from kubeworker.core.formats.memo import remembered
+
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 _PLAIN = re.compile(
@@ -37,6 +39,7 @@ def _string(dumper: Any, text: str) -> Any:
 _Dumper.add_representer(str, _string)
 
 
+@remembered
 def dump(document: Mapping[str, Any]) -> str:
     """The document as text; what is a string here is a string to every reader."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=10**6)
