@@ -50,7 +50,7 @@ def bare(lab: LabState, name: str) -> None:
     kubectl(lab, "delete", "node", name, "--ignore-not-found")
 
 
-def sweep(subject: Subject, end: End) -> Iterator[Case]:
+def sweep(subject: Subject, end: End) -> Iterator[tuple[str, Case]]:
     """A first deploy without a kill; one for each boundary; and one that ends before it gets to a further boundary.
 
     All but the first find the artifacts in the node's store, as after a run that died when its upload was done: an
@@ -58,16 +58,16 @@ def sweep(subject: Subject, end: End) -> Iterator[Case]:
     """
     lab = subject.lab
     bare(lab, subject.node)
-    yield boundaries.run(subject, 0, end, gate.install(lab, subject.node))
+    yield "nothing killed", boundaries.run(subject, gate.install(lab, subject.node))
     kept = lab.folder / "chaos-store"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(_store(lab, subject.node), kept, ignore=shutil.ignore_patterns("history"))
     for number in itertools.count(1):
         bare(lab, subject.node)
         shutil.copytree(kept, _store(lab, subject.node))
-        case = boundaries.run(subject, number, end, gate.install(lab, subject.node))
-        yield case
-        if not case.reached:
+        case = boundaries.run(subject, gate.install(lab, subject.node), (number, end))
+        yield f"{end} killed at boundary {number}" if case.died else "nothing killed", case
+        if not case.died:
             return
 
 
@@ -90,12 +90,12 @@ def main() -> int:
         bare(lab, NODE)
         subject = Subject(operator=operator, node=NODE, paths=boundaries.managed(operator, NODE))
         for end in ("tool", "node"):
-            for case in sweep(subject, end) if end in parts else ():
-                what = f"{end} killed at boundary {case.number}" if case.reached else "nothing killed"
-                held = "; ".join(case.faults) or "held"
-                print(f"{what}: after {case.killed_after:.1f} s; next run {case.again:.1f} s; {held}", flush=True)
+            for what, case in sweep(subject, end) if end in parts else ():
+                died = f"after {case.died[0]:.1f} s; " if case.died else ""
+                held = "; ".join(case.faults) or ("not all was seen" if case.late else "held")
+                print(f"{what}: {died}the next run took {case.again:.1f} s; {held}", flush=True)
                 rows.append({"what": what} | asdict(case))
-                bad += bool(case.faults) or bool(case.late)
+                bad += held != "held"
         for number in range(1, 5) if "objects" in parts else ():
             bare(lab, NODE)
             kubectl(lab, "delete", "clusterrolebinding", "--ignore-not-found", *BINDINGS)

@@ -1,4 +1,4 @@
-"""A first deploy that dies at one boundary, the run after it, and what must hold all the while.
+"""A first deploy that dies at a boundary, the run after it, and what must hold all the while.
 
 A boundary is the moment before one action on the node, or before a stage is declared good. Either the command on the
 control host is killed there (`tool`), or its script on the node (`node`), both by SIGKILL.
@@ -55,11 +55,8 @@ OF_ONE_RUN = "/etc/kubernetes/kubelet-bootstrap.kubeconfig"
 class Case:
     """What one boundary's run showed."""
 
-    number: int
-    end: End
-    reached: bool
-    killed_after: float = 0.0
-    """Seconds from the command's start to the kill."""
+    died: tuple[float, ...]
+    """By death, seconds from the command's start to the kill; of those that a run got to."""
     again: float = 0.0
     """Seconds that the next run took."""
     arrivals: int = 0
@@ -92,16 +89,18 @@ def managed(operator: Operator, node: str) -> tuple[str, ...]:
     return (*named, *(text.partition(": ")[0] for text in shown["deferred"] if text.startswith("/")))
 
 
-def run(subject: Subject, number: int, end: End, door: Gate) -> Case:
-    """Kill at this boundary, then let the next run finish; the gate stands on the node."""
+def run(subject: Subject, door: Gate, *deaths: tuple[int, End]) -> Case:
+    """One run after the other dies at its boundary, counted in that run from 1; then the next one finishes."""
     before = contents(subject)
     watcher = Watcher(gate.root(subject.lab, subject.node), subject.paths)
+    died = []
     try:
-        door.arm(number, end)
-        began = time.monotonic()
-        reached = _killed(subject, door, end)
-        killed_after = time.monotonic() - began
-        door.disarm()
+        for number, end in deaths:
+            door.arm(number, end)
+            began = time.monotonic()
+            if _killed(subject, door, end):
+                died.append(time.monotonic() - began)
+            door.disarm()
         began = time.monotonic()
         again = subject.operator.run("apply", "--yes", "--node", subject.node)
         took = time.monotonic() - began
@@ -109,10 +108,7 @@ def run(subject: Subject, number: int, end: End, door: Gate) -> Case:
         watcher.stop()
     faults = list(_faults(subject, watcher, before, again))
     return Case(
-        number=number,
-        end=end,
-        reached=reached,
-        killed_after=killed_after,
+        died=tuple(died),
         again=took,
         arrivals=len(watcher.arrivals),
         late=sum(each.late for each in watcher.arrivals),

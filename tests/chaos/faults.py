@@ -93,7 +93,7 @@ FAULTS = (
         heal=signalled("CONT"),
         uploading=False,
         status="unreachable",
-        says=f"within {CONNECT_TIMEOUT} s",
+        says=f"accepts the connection, and then does not finish the login within {CONNECT_TIMEOUT} s",
         within=CONNECT_TIMEOUT,
         delays=CONNECT_TIMEOUT,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -152,6 +153,30 @@ async def test_the_engines_own_scripts_run_over_it(node: Node, tmp_path: Path) -
     assert (received.status, received.stdout, received.stderr) == (0, "", "")
     stored = tmp_path / "bin" / ".store" / f"sha256-{blob(content).sha256}"
     assert stored.read_bytes() == content
+
+
+async def test_a_stream_whose_sender_is_gone_without_a_word_gives_the_nodes_lock_back(tmp_path: Path) -> None:
+    whole, cut = os.urandom(100_000), os.urandom(3_000_000)
+    text = node_script.receive_script(str(tmp_path / "bin"), [blob(whole), blob(cut)], home=str(tmp_path / "home"))
+    limit = f"-lt {node_script.STALL} ]"
+    assert limit in text
+    script = await asyncio.create_subprocess_exec(
+        "sh", "-c", text.replace(limit, "-lt 2 ]"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert script.stdin
+    script.stdin.write(stream(whole, cut)[:2_000_000])
+    await script.stdin.drain()
+    async with asyncio.timeout(30):
+        assert await script.wait() == 1
+    assert [each.name for each in (tmp_path / "bin/.store").iterdir()] == [f"sha256-{blob(whole).sha256}"]
+    script.stdin.close()
+
+
+async def test_a_listener_that_says_nothing_is_told_from_a_machine_that_is_down(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(NodeUnreachable, match=r"accepts the connection, and then .* within 0\.5 s"):
+            await connect(server.node(port=port), server.ssh(connect_timeout=0.5))
 
 
 async def test_a_connection_that_breaks_is_the_nodes_error(server: Server) -> None:

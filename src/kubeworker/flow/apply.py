@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,19 @@ from kubeworker.flow import chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
 from kubeworker.flow.delivery import Delivery
-from kubeworker.flow.events import ActionDone, NodeDone, NodeOutcome, Note, Reporter, StageStarted, Warning_
+from kubeworker.flow.events import (
+    ActionDone,
+    ActionStarted,
+    NodeDone,
+    NodeOutcome,
+    NodeQueued,
+    NodeStarted,
+    Note,
+    Reporter,
+    StageStarted,
+    Waiting,
+    Warning_,
+)
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.polling import POLL_SECONDS, looked_until
 from kubeworker.flow.readiness import RESTART_SECONDS, restarts_kubelet, unready
@@ -148,6 +160,9 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
     """Carry out a plan, then what it deferred, until nothing is left to do."""
     run = _Run(session=session, options=options, delivery=Delivery(session))
     run.results = {node.name: _untouched(node) for node in plan.nodes}
+    for each in run.results.values():
+        if each.error is not None:
+            session.report(NodeDone(node=each.name, status=each.status, detail=each.error.message))
     async with AsyncExitStack() as stack:
         if plan.credential:
             credentials.write(session.request.cluster_file, session.proxy)
@@ -273,7 +288,10 @@ class _Run:
             await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
             self.objects += len(plan.objects.actions)
         chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
-        await self.delivery.prepare({blob for node in chosen for blob in node.blobs})
+        for node in chosen:
+            self.session.report(NodeQueued(node=node.name, steps=node.changes))
+        with self._waiting((node.name for node in chosen if node.blobs), "artifacts to be compressed"):
+            await self.delivery.prepare({blob for node in chosen for blob in node.blobs})
         if not self.options.serial:
             await self._listen(chosen)
             await self._together(chosen)
@@ -304,7 +322,9 @@ class _Run:
         touched = {node.name for node in plan.nodes if node.changes or plan.charts.actions} & self.going()
         for release in self.session.releases if touched else ():
             chart = release.chart
-            for name, trouble in (await charts.wait(kube, chart, touched)).items():
+            with self._waiting(touched, f"{chart.component}'s agent to be Ready"):
+                lame = await charts.wait(kube, chart, touched)
+            for name, trouble in lame.items():
                 text = f"{chart.component}'s agent on it is not Ready: {trouble}"
                 hint = f"kubectl --namespace {chart.namespace} describe pod --selector k8s-app={chart.agent}"
                 self._fail(name, ActionFailed(text, subject=name, hint=hint))
@@ -325,7 +345,8 @@ class _Run:
         names = batch & self.heartbeats.keys() & self.going()
         if kube is None or not names:
             return
-        away = await unready(lambda: kube.nodes(names), names, self.heartbeats, seconds=RESTART_SECONDS)
+        with self._waiting(names, _READY):
+            away = await unready(lambda: kube.nodes(names), names, self.heartbeats, seconds=RESTART_SECONDS)
         for name, error in away.items():
             self.failed += 1
             self._fail(name, error)
@@ -381,6 +402,7 @@ class _Run:
         began = loop.time()
         before = self.results[plan.name]
         connection = self.session.connection(plan.name)
+        self.session.report(NodeStarted(node=plan.name, what="apply"))
         try:
             came = await self.delivery.deliver(connection, plan.blobs)
             self._count(plan.name, uploaded=came.uploaded, pulled=came.pulled)
@@ -440,6 +462,10 @@ class _Run:
                         )
                     )
                     last = now
+                case (number, False):
+                    begun = step.actions[number]
+                    kind, subject = actions.kind(begun), actions.subject(begun)
+                    report(ActionStarted(node=connection.name, kind=kind, subject=subject))
                 case _:
                     pass
 
@@ -491,11 +517,12 @@ class _Run:
         kube = self.session.kube
         # Only the bridge's files are made of it; with other plugins a Node need not have one.
         if kube and waiting and self.session.cluster.cni == "bridge":
-            await looked_until(
-                lambda: kube.nodes(waiting),
-                lambda nodes: waiting <= {node.name for node in nodes if node.pod_cidr},
-                seconds=CERTIFICATE_SECONDS,
-            )
+            with self._waiting(waiting, "its podCIDR"):
+                await looked_until(
+                    lambda: kube.nodes(waiting),
+                    lambda nodes: waiting <= {node.name for node in nodes if node.pod_cidr},
+                    seconds=CERTIFICATE_SECONDS,
+                )
         return joined or bool(waiting)
 
     async def wait_healthy(self, kube: Kube, plan: Plan) -> None:
@@ -503,21 +530,25 @@ class _Run:
         touched = {node.name for node in plan.nodes if node.changes} & self.going()
         joined = {node.name for node in plan.nodes if node.joining} & touched
         await self._wait_served(kube, joined, plan)
-        await self._wait_shown(kube, joined & self.going())
+        with self._waiting(joined & self.going(), "its kubelet to show that certificate"):
+            await self._wait_shown(kube, joined & self.going())
         if self.session.cluster.cni == "none":
             if any(node.joining for node in plan.nodes if node.name in touched):
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
             return
         names = touched & self.going()
-        for name, error in (await unready(lambda: kube.nodes(names), names, self.heartbeats)).items():
+        with self._waiting(names, _READY):
+            away = await unready(lambda: kube.nodes(names), names, self.heartbeats)
+        for name, error in away.items():
             self._fail(name, error)
 
     async def _wait_served(self, kube: Kube, joined: set[str], plan: Plan) -> None:
-        unserved = await looked_until(
-            lambda: _unserved(kube, joined, plan.objects.rejoining),
-            lambda names: all((why := self._trouble(name)) and why.final for name in names),
-            seconds=CERTIFICATE_SECONDS,
-        )
+        with self._waiting(joined, "its serving certificate"):
+            unserved = await looked_until(
+                lambda: _unserved(kube, joined, plan.objects.rejoining),
+                lambda names: all((why := self._trouble(name)) and why.final for name in names),
+                seconds=CERTIFICATE_SECONDS,
+            )
         for name in sorted(joined if isinstance(unserved, ApiError) else unserved):
             why = _unknown(unserved) if isinstance(unserved, ApiError) else self._trouble(name) or _UNASKED
             self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
@@ -561,6 +592,18 @@ class _Run:
                 text = f"its labels and taints may not be set: {why.text}"
                 self._fail(name, ActionFailed(text, subject=name, hint=why.hint))
 
+    @contextlib.contextmanager
+    def _waiting(self, names: Iterable[str], what: str) -> Iterator[None]:
+        """Tell of each of these what it waits for meanwhile."""
+        names = sorted(names)
+        for name in names:
+            self.session.report(Waiting(node=name, what=what))
+        try:
+            yield
+        finally:
+            for name in names:
+                self.session.report(Waiting(node=name, what=""))
+
     def _fail(self, name: str, error: KubeworkerError) -> None:
         status: NodeOutcome = "unreachable" if isinstance(error, NodeUnreachable) else "failed"
         self.results[name] = replace(self.results[name], status=status, error=error)
@@ -581,6 +624,8 @@ async def _unserved(kube: Kube, names: set[str], rejoining: frozenset[str]) -> s
     waiting = {each.node for each in requests if not each.certificate}
     return names & ((names - issued - rejoining) | waiting)
 
+
+_READY = "its Node to be Ready"
 
 _UNASKED = Trouble(
     text="kubelet has asked for none",
