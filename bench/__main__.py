@@ -167,7 +167,7 @@ def _converged_payload(fleet: Fleet) -> Payload:
 def _deploy_part(run: Run, venv: Path) -> None:
     options = run.options
     python = any(each.needs_python for each in run.rivals)
-    fleet = machines.real(options.lab, options.deploy_nodes, run.say, python=python, keep=options.keep)
+    fleet = machines.real(options.lab, options.deploy_nodes, WORK.absolute(), run.say, python=python, keep=options.keep)
     rows, laid = first_deploy.measure(fleet, WORK.absolute(), max(1, options.repeat // 2), run.say)
     setting = Setting(fleet=fleet, payload=laid, venv=venv, work=WORK.absolute())
     if run.rivals:
@@ -178,7 +178,7 @@ def _deploy_part(run: Run, venv: Path) -> None:
             f"first deploy, {each.name}",
             lambda each=each: [first_deploy.measure_rival(setting, each, tools, run.say)],  # type: ignore[misc]
         )
-    _save(run, "deploy", rows, machines=len(fleet.machines))
+    _save(run, "deploy", rows, machines=len(fleet.machines), without_inotify=fleet.quiet)
 
 
 def _save(run: Run, name: str, rows: Sequence[Row], **about: int) -> None:

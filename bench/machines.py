@@ -27,8 +27,10 @@ from kubeworker.lab.admin_api import AdminApi
 
 INOTIFY_MACHINE = 4
 """inotify instances of a machine without a kubelet (lab/lifecycle.py)."""
-INOTIFY_CONTROL_PLANE = 20
-"""Those of the two machines with a control plane."""
+INOTIFY_DEPLOYED = 12
+"""Those of a machine with kubelet and containerd."""
+INOTIFY_SERVERS = 12
+"""Those of the two control planes, beside their machines' own."""
 INOTIFY_SPARE = 16
 """Left for commands that run on machines, and for whatever else this host does."""
 AT_ONCE = 13
@@ -87,21 +89,28 @@ def fleet(name: str, nodes: int, work: Path, say: Say, *, python: bool, keep: bo
     return Fleet(lab=lab, cluster_file=path, machines=chosen, spare=spare, quiet=min(quiet, nodes))
 
 
-def real(name: str, nodes: int, say: Say, *, python: bool, keep: bool = False) -> Fleet:
+def real(name: str, nodes: int, work: Path, say: Say, *, python: bool, keep: bool = False) -> Fleet:
     """Boot so many machines, the control plane's two among them, for deployments with all binaries.
 
-    They are fewer where this host's inotify instances don't carry that many kubelets: a result says its number.
+    Where this host's inotify instances don't carry that many, machines hold none of their own (kubelets still do), and
+    if that is not enough, they are fewer: a result says its numbers.
     """
     if not keep:
         labs.down(name)
-    nodes = min(max(nodes, 2), max(2, (host.free_inotify_instances() - 12) // 12))
+    free = host.free_inotify_instances() - INOTIFY_SPARE
+    quiet = not keep and INOTIFY_DEPLOYED * max(nodes, 2) + INOTIFY_SERVERS > free
+    each = INOTIFY_DEPLOYED - (INOTIFY_MACHINE if quiet else 0)
+    nodes = max(2, nodes if keep else min(nodes, (free - INOTIFY_SERVERS) // each))
+    names = [*state.CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, nodes - 1))]
     if python:
-        _give_python(name, [*state.CONTROL_PLANE, *(f"worker-{number:02d}" for number in range(1, nodes - 1))], say)
-    say(f"booting {nodes} machines")
+        _give_python(name, names, say)
+    if quiet:
+        _make_quiet(name, names, work)
+    say(f"booting {nodes} machines{', without inotify' if quiet else ''}")
     lab = labs.up(name, workers=nodes - 2)
     path = lab.folder / "deploy.yaml"
     write_cluster(lab, path, lab.machines, without_images)
-    return Fleet(lab=lab, cluster_file=path, machines=lab.machines[:nodes])
+    return Fleet(lab=lab, cluster_file=path, machines=lab.machines[:nodes], quiet=nodes if quiet else 0)
 
 
 def write_cluster(
@@ -141,7 +150,7 @@ def reset(target: Fleet, units: Sequence[str], paths: Sequence[str], machines: S
 
 
 def _affordable() -> int:
-    free = host.free_inotify_instances() - INOTIFY_CONTROL_PLANE - INOTIFY_SPARE
+    free = host.free_inotify_instances() - INOTIFY_SERVERS - 2 * INOTIFY_MACHINE - INOTIFY_SPARE
     return max(0, free // INOTIFY_MACHINE)
 
 
