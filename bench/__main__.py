@@ -152,7 +152,7 @@ def _fleet_part(run: Run, venv: Path) -> None:
                     setting, (each,), measured[0], run.say
                 ),
             )
-    _save(run, "fleet", rows, machines=len(fleet.machines), without_inotify=fleet.quiet)
+    _save(run, rows, fleet)
 
 
 def _converged_payload(fleet: Fleet) -> Payload:
@@ -178,14 +178,16 @@ def _deploy_part(run: Run, venv: Path) -> None:
             f"first deploy, {each.name}",
             lambda each=each: [first_deploy.measure_rival(setting, each, tools, run.say)],  # type: ignore[misc]
         )
-    _save(run, "deploy", rows, machines=len(fleet.machines), without_inotify=fleet.quiet)
+    _save(run, rows, fleet)
 
 
-def _save(run: Run, name: str, rows: Sequence[Row], **about: int) -> None:
-    options = run.options
-    command = f"make bench N={options.nodes}"
-    part = Part(name=name, rows=tuple(rows), about=circumstances(command, rivals=rival.versions(), **about))
-    run.say(f"wrote {save(part, options.results)}")
+def _save(run: Run, rows: Sequence[Row], fleet: Fleet) -> None:
+    """A file for each workload, so that one that was not asked for keeps its last results."""
+    machines_ = {"machines": len(fleet.machines), "without_inotify": fleet.quiet}
+    about = circumstances(f"make bench N={run.options.nodes}", rivals=rival.versions(), **machines_)
+    for workload in dict.fromkeys(row.workload for row in rows):
+        part = Part(name=workload, rows=tuple(row for row in rows if row.workload == workload), about=about)
+        run.say(f"wrote {save(part, run.options.results)}")
 
 
 if __name__ == "__main__":
