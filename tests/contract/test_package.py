@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from tests.clean_clone import ROOT, clean_clone
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -32,16 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of the source distribution, as a packager makes it: nothing but what that holds can be in it."""
     place = tmp_path_factory.mktemp("package")
     build = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
-    source = place / "source"
-    # Of what git knows: an untracked file of the working tree is nobody's.
-    source.mkdir()
-    listed = run("git", "ls-files", "-z", cwd=ROOT).split("\0")
-    with tarfile.open(place / "tree.tar", "w") as archive:
-        for name in listed:
-            if name and (ROOT / name).is_file():
-                archive.add(ROOT / name, name)
-    with tarfile.open(place / "tree.tar") as archive:
-        archive.extractall(source, filter="data")
+    source = clean_clone(place / "source")
     name = run(sys.executable, "-c", build, place, cwd=source).splitlines()[-1]
     with tarfile.open(place / name) as archive:
         archive.extractall(place / "unpacked", filter="data")

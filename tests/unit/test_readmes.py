@@ -4,6 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from kubeworker.components import discover
+from kubeworker.core import desired
+from kubeworker.core.spec import ClusterFile
+from kubeworker.flow.init import template
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.ko.md")
@@ -22,6 +28,12 @@ def blocks(name: str) -> list[tuple[str, str]]:
 def test_both_readmes_have_the_same_commands_files_and_outputs() -> None:
     assert blocks("README.md") == blocks("README.ko.md")
     assert [language for language, _content in blocks("README.md")].count("sh") >= 6
+
+
+def test_what_a_reader_is_told_to_write_is_a_cluster_file() -> None:
+    (edit,) = (content for language, content in blocks("README.md") if language == "yaml")
+    document = yaml.safe_load(template(discover())) | yaml.safe_load(edit)
+    desired.validate_components(ClusterFile.model_validate(document), discover())
 
 
 def test_both_readmes_cite_the_same_sources() -> None:
