@@ -79,8 +79,7 @@ def measure_rivals(setting: Setting, rivals: Sequence[Rival], tools: Row, say: S
     made = []
     for each in rivals:
         say(f"converged: {each.name} ...")
-        taken = tool.timed(lambda each=each: each.deploy(setting))  # type: ignore[misc]
-        rival.prove(setting)
+        taken, note = rival.timed(setting, each)
         seconds = taken.seconds
         n = len(setting.fleet.machines)
         # Fewer nodes than the tool's: only what was measured on as many is compared.
@@ -97,7 +96,8 @@ def measure_rivals(setting: Setting, rivals: Sequence[Rival], tools: Row, say: S
                 ratios={tools.what: times} if times else {},
                 aim=f"kubeworker at least {least:g} x faster" if least else "",
                 met=times >= least if least else None,
-                note="node after node; it redoes everything, restarts too" if each.name.startswith("guide") else "",
+                note=note
+                or ("node after node; it redoes everything, restarts too" if each.name.startswith("guide") else ""),
                 measured={"cpu_ms_per_node": round(1000 * taken.cpu / n, 1)},
             )
         )

@@ -97,8 +97,7 @@ def measure_rival(setting: Setting, each: Rival, tools: Row, say: Say) -> Row:
     """One rival on machines as after their first boot; they are so again afterwards."""
     say(f"first deploy: {each.name} ...")
     try:
-        taken = tool.timed(lambda: each.deploy(setting))
-        rival.prove(setting)
+        taken, note = rival.timed(setting, each)
     finally:
         reset(setting.fleet, setting.payload.units, setting.payload.paths)
     times = round(taken.seconds / tools.median, 1)
@@ -113,6 +112,7 @@ def measure_rival(setting: Setting, each: Rival, tools: Row, say: Say) -> Row:
         ratios={tools.what: times},
         aim=f"kubeworker at least {LEAST:g} x faster" if aimed else "",
         met=times >= LEAST if aimed else None,
+        note=note,
     )
 
 

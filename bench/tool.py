@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +20,8 @@ from kubeworker.flow.events import Event, Transfer
 from kubeworker.flow.plan import Plan, plan
 from kubeworker.flow.session import Request
 
+LIMIT = 600.0
+"""Seconds that a rival may take."""
 COMMAND = Path(sys.executable).with_name("kubeworker")
 
 
@@ -93,19 +98,35 @@ def look(cluster_file: Path) -> Plan:
     return asyncio.run(plan(Request(cluster_file=cluster_file), events.silent))
 
 
-def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """A command's output; BenchFailed with its last lines if it fails."""
-    done = subprocess.run(
+class Stopped(BenchFailed):
+    """A command that was ended at its limit: it would have taken longer."""
+
+
+def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None, limit: float = LIMIT) -> str:
+    """A command's output; BenchFailed with its last lines if it fails, Stopped after `limit` seconds.
+
+    It and all that it has started end with this call, however that ends.
+    """
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         cwd=cwd,
         env=env,
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-        raise BenchFailed(f"`{' '.join(command[:4])}` ended with status {done.returncode}:\n{tail}")
-    return done.stdout
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise Stopped(f"`{' '.join(command[:4])}` was stopped after {limit:.0f} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        tail = "\n".join(output.splitlines()[-25:])
+        raise BenchFailed(f"`{' '.join(command[:4])}` ended with status {process.returncode}:\n{tail}")
+    return output
