@@ -14,6 +14,7 @@ from tests.contract.sshd import Server, openssh
 
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import NodeUnreachable
+from kubeworker.flow.events import silent
 from kubeworker.flow.session import connect_nodes
 from kubeworker.io import node
 from kubeworker.io.fleet import Failed, Ok, Outcome
@@ -45,7 +46,7 @@ def cluster(server: Server, *, number: int = NODES) -> ClusterFile:
 
 
 async def logged_in(cluster: ClusterFile, stack: AsyncExitStack) -> dict[str, Outcome[Node]]:
-    return await connect_nodes(cluster, cluster.nodes, stack, accept_new_host_keys=False)
+    return await connect_nodes(cluster, cluster.nodes, stack, silent, accept_new_host_keys=False)
 
 
 async def test_logins_that_sshd_drops_are_tried_again_until_every_node_is_in(tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter, validators
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes, Yes
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Html, Json, JsonEvents, Nodes, Plain, Quiet, Yes, form
 
 if TYPE_CHECKING:
     from kubeworker.cli.report import Screen
     from kubeworker.cli.report_apply import ApplyDocument
     from kubeworker.cli.report_plan import PlanDocument
-    from kubeworker.flow.apply import Confirm
+    from kubeworker.flow.apply import ApplyReport, Confirm
     from kubeworker.flow.plan import Plan
 
 DECLINED = 2
@@ -27,6 +28,9 @@ async def apply(
     serial: Annotated[int | None, Parameter(negative="", validator=validators.Number(gte=1))] = None,
     max_failures: Annotated[int, Parameter(negative="", validator=validators.Number(gte=0))] = 0,
     full: Flag = False,
+    html: Html = None,
+    quiet: Quiet = False,
+    plain: Plain = False,
     rehash: Flag = False,
     accept_new_host_keys: Flag = False,
     json: Json = False,
@@ -43,12 +47,15 @@ async def apply(
         serial: Nodes in one batch; the next starts when this one is healthy. Default: all at once.
         max_failures: Nodes that may fail before no further batch is started.
         full: Show new files in full too.
+        html: Also write what was done as one HTML file, with every diff.
+        quiet: For cron: no plan and no progress; nothing where all went well. Needs --yes.
+        plain: Progress as plain lines, as it is where standard error is no terminal.
         rehash: Hash every file on the nodes again, whatever their index says.
         accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
         json: Print the outcome as one JSON document. Needs --yes.
         json_events: Print progress as JSON lines on standard error.
     """
-    from kubeworker.cli.output import console, is_interactive, print_document
+    from kubeworker.cli.output import check_writable, console, is_interactive, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_apply import print_result
     from kubeworker.errors import UsageError
@@ -56,16 +63,22 @@ async def apply(
     from kubeworker.flow.apply import apply as carry_out
     from kubeworker.flow.session import Request
 
-    if not yes and (json or not is_interactive()):
-        why = "--json can't ask" if json else "there is no terminal to ask on"
+    if not yes and (json or quiet or not is_interactive()):
+        why = "--json can't ask" if json else "--quiet can't ask" if quiet else "there is no terminal to ask on"
         hint = "look at `kubeworker plan` first, then run apply with --yes"
         raise UsageError(why, subject="kubeworker apply", hint=hint)
+    if html:
+        check_writable(html)
     request = Request(cluster_file=file, nodes=node, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
-    with reporting(json_events=json_events) as report:
-        confirm = _confirm(report, ask_first=not yes, show=not json, full=full)
+    with reporting(json_events=json_events, form=form(quiet=quiet, plain=plain)) as report:
+        confirm = _confirm(report, ask_first=not yes, show=not json and not quiet, full=full)
         done = await carry_out(request, Options(serial=serial or 0, max_failures=max_failures), confirm, report)
+    if html and done.confirmed:
+        _write_page(html, done, str(file))
     if json:
         print_document(done.as_json())
+    elif quiet and not done.exit_code:
+        pass
     elif not done.plan.changes:
         _show(done.plan, full=full)
     elif done.confirmed:
@@ -83,6 +96,16 @@ def _confirm(report: Screen, *, ask_first: bool, show: bool, full: bool) -> Conf
             return await ask("Apply it?") if ask_first else True
 
     return confirm
+
+
+def _write_page(html: Path, done: ApplyReport, subject: str) -> None:
+    from datetime import datetime
+
+    from kubeworker.cli.output import write_file
+    from kubeworker.cli.page_plan import apply_page
+
+    plan, result = cast("PlanDocument", done.plan.as_json()), cast("ApplyDocument", done.as_json())
+    write_file(html, apply_page(plan, result, subject=subject, at=datetime.now().astimezone()))
 
 
 def _show(plan: Plan, *, full: bool) -> None:

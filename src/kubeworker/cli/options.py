@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from cyclopts import Parameter
 
@@ -27,5 +27,19 @@ Nodes: TypeAlias = Annotated[tuple[str, ...], Parameter(name=["--node", "-n"], n
 Compare: TypeAlias = Annotated[bool, Parameter(name="--compare")]
 """`--no-compare` takes it away."""
 
+Quiet: TypeAlias = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)]
+"""`--quiet`: no progress, and no result where all is well."""
+
+Plain: TypeAlias = Annotated[bool, Parameter(name="--plain", negative="", show_default=False)]
+"""`--plain`: progress as plain lines, as it is where standard error is no terminal."""
+
+Html: TypeAlias = Annotated[Path | None, Parameter(name="--html", negative="")]
+"""`--html FILE`: the report as one HTML file too."""
+
 Flag: TypeAlias = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag without a `--no-` twin."""
+
+
+def form(*, quiet: bool, plain: bool) -> Literal["auto", "plain", "quiet"]:
+    """How progress is told."""
+    return "quiet" if quiet else "plain" if plain else "auto"

@@ -1,41 +1,35 @@
-"""Events as they happen: a live table on a terminal, plain lines elsewhere, JSON lines for programs.
+"""Events as they happen: a live view on a terminal, plain lines elsewhere, JSON lines for programs, or next to nothing.
 
 All of them go to standard error, so that standard output holds the result alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self, TypeAlias, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
+from kubeworker.cli.lines import is_told, line
+from kubeworker.cli.live import View, drawn
 from kubeworker.cli.output import console
-from kubeworker.cli.progress import Progress, Row, line, size
-from kubeworker.flow.events import CheckDone, Event, Transfer, Warning_, as_json
+from kubeworker.cli.progress import Progress, at_work, listed, summary, waiting
+from kubeworker.cli.styles import STYLES
+from kubeworker.flow.events import Event, NodeDone, Transfer, Warning_, as_json
 
-STYLES = {
-    "ok": "green",
-    "passed": "green",
-    "running": "cyan",
-    "failed": "bold red",
-    "unreachable": "bold red",
-    "skipped": "yellow",
-    "pending": "yellow",
-}
-"""Colour by status, the same in every table."""
+Form: TypeAlias = Literal["auto", "plain", "quiet"]
+"""auto: the live view where standard error is a terminal, else plain; quiet: warnings alone."""
 
 QUIET_SECONDS = 10.0
-"""Without a terminal a transfer under way is told this often."""
+"""Plain lines: after so long without one, how far it is; and how often a transfer under way is told."""
 
 
 class Screen(Protocol):
@@ -45,18 +39,38 @@ class Screen(Protocol):
 
     def paused(self) -> AbstractContextManager[None]: ...
 
+    def stopped(self) -> None:
+        """The run was interrupted, and has cleaned up."""
+        ...
+
+
+_ScreenT = TypeVar("_ScreenT", bound=Screen)
+
 
 @contextmanager
-def reporting(*, json_events: bool = False) -> Iterator[Screen]:
+def reporting(*, json_events: bool = False, form: Form = "auto") -> Iterator[Screen]:
     """A reporter for the length of one command, chosen by what standard error is."""
     screen = console(stderr=True)
     if json_events:
         yield _JsonLines()
-    elif screen.is_terminal:
-        with _Table(screen) as table:
+    elif form == "quiet":
+        yield _Quiet()
+    elif form == "auto" and screen.is_terminal and not screen.is_dumb_terminal:
+        with _stoppable(_Table(screen)) as table, table:
             yield table
     else:
-        yield _Lines()
+        with _stoppable(_Lines()) as lines, lines:
+            yield lines
+
+
+@contextmanager
+def _stoppable(screen: _ScreenT) -> Iterator[_ScreenT]:
+    """Ctrl-C cancels the task that runs the command; by the time it comes here, flows have cleaned up."""
+    try:
+        yield screen
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        screen.stopped()
+        raise
 
 
 class _JsonLines:
@@ -69,30 +83,75 @@ class _JsonLines:
     def paused(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def stopped(self) -> None:
+        pass
+
+
+class _Quiet:
+    """Warnings alone."""
+
+    def __call__(self, event: Event, /) -> None:
+        if isinstance(event, Warning_):
+            _write(line(event))
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def stopped(self) -> None:
+        pass
+
 
 class _Lines:
-    """One line an event; of a transfer only its end, and where it takes long its state now and then.
+    """One line an event; of a transfer only its end. Where nothing was told for a while: how far it is, and what waits.
 
     Checks that passed are counted when their node is done.
     """
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], float] = {}
+        self._progress = Progress()
+        self._began = self._last = time.monotonic()
+        self._over = threading.Event()
+        # A run that waits for a node tells nothing: a log must not look dead then.
+        self._pulse = threading.Thread(target=self._beat, name="kubeworker-pulse", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._pulse.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._pulse.join()
 
     def __call__(self, event: Event, /) -> None:
-        match event:
-            case CheckDone(status="passed"):
-                return
-            case Transfer() if not self._is_due(event):
-                return
-        sys.stderr.write(line(event) + "\n")
-        sys.stderr.flush()
+        now = time.monotonic()
+        self._progress = self._progress.after(event, now)
+        if is_told(event) and not (isinstance(event, Transfer) and not self._is_due(event, now)):
+            self._tell(line(event))
 
-    def paused(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        # What was looked at is over; what is told from here on begins anew.
+        self._progress, self._began = Progress(), time.monotonic()
+        yield
 
-    def _is_due(self, event: Transfer) -> bool:
-        now, key = time.monotonic(), (event.node, event.subject)
+    def stopped(self) -> None:
+        for text in _left(self._progress):
+            self._tell(text)
+
+    def _beat(self) -> None:
+        while not self._over.wait(1):
+            now, progress = time.monotonic(), self._progress
+            if now - self._last >= QUIET_SECONDS and any(row.moves for row in progress.rows.values()):
+                waits = "".join(f"; waiting for {what}: {listed(names)}" for what, names in waiting(progress).items())
+                self._tell(f"{summary(progress, now - self._began)}{waits}")
+
+    def _tell(self, text: str) -> None:
+        self._last = time.monotonic()
+        _write(text)
+
+    def _is_due(self, event: Transfer, now: float) -> bool:
+        key = (event.node, event.subject)
         began = self._told.setdefault(key, now)
         if event.total and event.done >= event.total:
             del self._told[key]
@@ -104,12 +163,12 @@ class _Lines:
 
 
 class _Table:
-    """A live table, one row per node; what is worth keeping (warnings, notes, failures) scrolls by above it."""
+    """The live view; what is worth keeping (warnings, notes, failures) scrolls by above it."""
 
     def __init__(self, screen: Console) -> None:
         self._screen = screen
         self._progress = Progress()
-        self._spinner = Spinner("dots")
+        self._began = time.monotonic()
         self._live = Live(
             get_renderable=self._drawn, console=screen, refresh_per_second=8, transient=True, redirect_stdout=False
         )
@@ -127,31 +186,47 @@ class _Table:
         try:
             yield
         finally:
-            self._progress = Progress()
+            self._progress, self._began = Progress(), time.monotonic()
             self._live.start()
+
+    def stopped(self) -> None:
+        for text in _left(self._progress):
+            self._screen.print(Text(text), soft_wrap=True)
 
     def __call__(self, event: Event, /) -> None:
         before = self._progress
-        self._progress = before.after(event)
+        self._progress = before.after(event, time.monotonic())
         if self._progress is before:  # not part of any row
-            self._screen.print(Text(line(event), style="yellow" if isinstance(event, Warning_) else "dim"))
+            style = STYLES["pending"] if isinstance(event, Warning_) else "dim"
+        elif isinstance(event, NodeDone) and event.status != "ok":
+            style = STYLES[event.status]
+        else:
+            return
+        self._screen.print(Text(line(event), style=style))
 
     def _drawn(self) -> RenderableType:
-        rows, left_out = self._progress.shown(limit=max(4, self._screen.height - 3))
-        table = Table.grid(padding=(0, 2))
-        for row in rows:
-            table.add_row(
-                Text(row.name, style="bold"), self._state(row), Text(row.stage), _bar(row), Text(row.detail or row.last)
-            )
-        return Group(table, Text(f"and {left_out} more", style="dim")) if left_out else table
+        size = self._screen.size
+        view = View(
+            width=size.width,
+            height=size.height,
+            now=time.monotonic(),
+            began=self._began,
+            ascii=not self._screen.encoding.startswith("utf"),
+        )
+        return Group(*drawn(self._progress, view))
 
-    def _state(self, row: Row) -> RenderableType:
-        return self._spinner if row.status == "running" else Text(row.status, style=STYLES[row.status])
+
+def _left(progress: Progress) -> Iterator[str]:
+    """Where an interrupted run stands: what is done, and what was being done."""
+    if not progress.nodes:
+        return
+    yield f"stopped: {summary(progress)}"
+    for what, names in at_work(progress).items():
+        yield f"  {what}: {listed(names)}"
+    for what, names in waiting(progress).items():
+        yield f"  waited for {what}: {listed(names)}"
 
 
-def _bar(row: Row) -> RenderableType:
-    if not row.total or row.done >= row.total:
-        return Text(f"{row.actions} done" if row.actions else "")
-    bar = Table.grid(padding=(0, 1))
-    bar.add_row(ProgressBar(total=row.total, completed=row.done, width=20), Text(f"{size(row.done)}/{size(row.total)}"))
-    return bar
+def _write(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

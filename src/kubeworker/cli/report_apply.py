@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.cli.progress import size
+from kubeworker.cli.progress import listed, size
+from kubeworker.cli.report_plan import ErrorDocument, count
 from kubeworker.cli.styles import STYLES
-from kubeworker.cli.report_plan import ErrorDocument, count, listed
 from kubeworker.errors import tagged
 
 
@@ -55,7 +55,7 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
             f"{node['seconds']:.1f}",
         )
     screen.print(table)
-    for names, message, hint in _errors(result["nodes"]):
+    for names, message, hint in errors(result["nodes"]):
         screen.print(Text.assemble((f"{listed(names)}: ", "bold"), message), soft_wrap=True)
         if hint:
             screen.print(Text(f"  hint: {hint}", style="dim"), soft_wrap=True)
@@ -69,7 +69,7 @@ def _moved(node: NodeResult) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _errors(nodes: Iterable[NodeResult]) -> Iterator[tuple[list[str], str, str]]:
+def errors(nodes: Iterable[NodeResult]) -> Iterator[tuple[list[str], str, str]]:
     """Each error once, with the nodes that have it: a batch that was not started is one line."""
     found: dict[tuple[str, str], list[str]] = {}
     for node in nodes:

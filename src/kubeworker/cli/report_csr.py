@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.cli.report import STYLES
+from kubeworker.cli.styles import STYLES
 from kubeworker.core import durations
 from kubeworker.core.csr import Pending
 from kubeworker.core.issuing import Halted

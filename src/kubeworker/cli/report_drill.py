@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.cli.report import STYLES
+from kubeworker.cli.styles import STYLES
 from kubeworker.core.failover import Drill, measures
 
 

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 from rich.console import Console
 from rich.text import Text
 
-from kubeworker.cli.progress import size
+from kubeworker.cli.progress import listed, size
 from kubeworker.cli.styles import STYLES
 from kubeworker.errors import tagged
 
@@ -75,8 +75,8 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
     if plan["cluster"]["actions"]:
         screen.print(Text("cluster", style="bold"))
         _print_actions(screen, plan["cluster"]["actions"], full=full)
-    for names, node in _alike(plan["nodes"]):
-        error = node["error"]
+    for alikes, node in alike(plan["nodes"]):
+        names, error = listed(alikes), node["error"]
         if error:
             screen.print(
                 Text.assemble(
@@ -131,12 +131,7 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a, b, c`; of a fleet the first eight and how many more."""
-    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:8])} and {len(names) - 8} more"
-
-
-def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
+def alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[list[str], NodeDocument]]:
     """Nodes with the same plan as one entry: a change to a fleet reads as one change."""
     groups: list[tuple[list[str], NodeDocument]] = []
     for node in nodes:
@@ -146,8 +141,7 @@ def _alike(nodes: Sequence[NodeDocument]) -> Iterator[tuple[str, NodeDocument]]:
                 break
         else:
             groups.append(([node["name"]], node))
-    for names, first in groups:
-        yield listed(names), first
+    yield from groups
 
 
 def _print_node(screen: Console, node: NodeDocument, *, full: bool) -> None:
@@ -181,9 +175,13 @@ def _print_actions(screen: Console, actions: Sequence[ActionDocument], *, full: 
             _print_diff(screen, lines, full=full)
 
 
+def diff_lines(lines: Sequence[str]) -> Sequence[str]:
+    """A diff without its two header lines: the path stands above it already."""
+    return lines[2:] if lines[0].startswith("--- ") and lines[1].startswith("+++ ") else lines
+
+
 def _print_diff(screen: Console, lines: Sequence[str], *, full: bool) -> None:
-    # The path stands above already: the two header lines are left out.
-    body = lines[2:] if lines[0].startswith("--- ") and lines[1].startswith("+++ ") else lines
+    body = diff_lines(lines)
     added = [each for each in body if not each.startswith("@@")]
     if not full and all(each.startswith("+") for each in added):
         screen.print(Text(f"      {count(len(added), 'new line')} (--full shows them)", style="dim"))

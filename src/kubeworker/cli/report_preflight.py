@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kubeworker.cli.report import STYLES
-from kubeworker.cli.report_plan import count, listed
+from kubeworker.cli.progress import listed
+from kubeworker.cli.report_plan import count
+from kubeworker.cli.styles import STYLES
 from kubeworker.core.preflight_row import Row, Status
 from kubeworker.core.reach_rows import Matrix
 from kubeworker.flow.preflight import Preflight
@@ -58,9 +59,9 @@ def print_checks(screen: Console, found: Preflight) -> None:
         _print_matrix(screen, found.matrix)
     for node in found.nodes:
         if node.error:
-            screen.print(Text(f"{node.name}: {node.status}: {node.error.message}", style="red"), soft_wrap=True)
-            if node.error.hint:
-                screen.print(Text(f"  hint: {node.error.hint}", style="dim"), soft_wrap=True)
+            screen.print(Text(f"{node.name}: {node.status}: {node.error.tagged}", style="red"), soft_wrap=True)
+            hint = node.error.hint or node.error.way_out
+            screen.print(Text(f"  hint: {hint}", style="dim"), soft_wrap=True)
     screen.print(Text(summary(found), style=STYLES["failed" if found.exit_code else "ok"]), soft_wrap=True)
 
 

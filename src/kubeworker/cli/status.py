@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes, Quiet
 from kubeworker.errors import UsageError
 
 
@@ -18,7 +18,7 @@ async def status(
     certificates: Flag = False,
     horizon: Flag = False,
     against: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="", show_default=False)] = False,
+    quiet: Quiet = False,
     accept_new_host_keys: Flag = False,
     json: Json = False,
     json_events: JsonEvents = False,

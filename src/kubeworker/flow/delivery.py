@@ -11,7 +11,7 @@ from kubeworker.core import desired, limit, node_script, pull_script, tar_stream
 from kubeworker.core.model import Blob
 from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.flow import artifacts
-from kubeworker.flow.events import Transfer, Warning_
+from kubeworker.flow.events import Transfer, Waiting, Warning_
 from kubeworker.flow.session import Session
 from kubeworker.io.fleet import Slot, Slots
 from kubeworker.io.node import Node
@@ -90,8 +90,11 @@ class Delivery:
             self._ready |= missing
 
     async def _push(self, connection: Node, blobs: Sequence[Blob]) -> int:
-        """As one stream; its compressed size."""
+        """As one stream, the largest first; its compressed size."""
+        blobs = sorted(blobs, key=lambda blob: -blob.size)
         bin_dir = self._session.cluster.paths.bin_dir
+        if self._uploads.full:
+            self._session.report(Waiting(node=connection.name, what="a turn to be sent its artifacts"))
         async with self._uploads.slot() as slot:
             members = [self._session.store.tar_member(blob) for blob in blobs]
             total = sum(member.stat().st_size for member in members)

@@ -27,11 +27,29 @@ class Warning_:  # noqa: N801 (Python's own Warning is a builtin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeQueued:
+    """Work on a node is due and has not begun: its batch is not on, or as many as allowed are worked on already."""
+
+    node: str
+    steps: int
+    """How many actions that will be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStarted:
-    """Work on a node begins; `what` is the verb: observe, apply, verify."""
+    """Work on a node begins; `what` is the verb: connect, observe, apply, verify."""
 
     node: str
     what: str = ""
+    steps: int = 0
+    """How many checks that will be; 0: not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSeen:
+    """A node has told its state: it is looked at."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +58,24 @@ class StageStarted:
 
     node: str
     component: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionStarted:
+    """One action of the plan begins on a node; its ActionDone follows, or the node's failure."""
+
+    node: str
+    kind: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A node's work can't go on before this is so: a turn to be sent to, its certificate, that it is Ready."""
+
+    node: str
+    what: str
+    """Empty once it is so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +147,13 @@ class CheckDone:
 Event: TypeAlias = (
     Note
     | Warning_
+    | NodeQueued
     | NodeStarted
+    | NodeSeen
     | StageStarted
+    | ActionStarted
     | ActionDone
+    | Waiting
     | Transfer
     | ArtifactReady
     | NodeDone

@@ -22,7 +22,7 @@ from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
 from kubeworker.flow.charts import Agents, ChartsPlan
-from kubeworker.flow.events import NodeStarted, Reporter
+from kubeworker.flow.events import NodeSeen, NodeStarted, Reporter
 from kubeworker.flow.join import ClusterPlan as ObjectPlan
 from kubeworker.flow.join import ClusterReading
 from kubeworker.flow.session import Request, Session, open_session
@@ -234,6 +234,7 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
         began = time.time()
         answer = await connection.run(text)
         observed = parse(name, answer.stdout)
+        session.report(NodeSeen(node=name))
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
         return Look(observed=observed, control_time=min(max(observed.clock, began), time.time()))
 

@@ -19,11 +19,11 @@ from kubeworker.core.model import Blob
 from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.errors import ApiUnreachable, UsageError
+from kubeworker.errors import ApiUnreachable, NodeUnreachable, UsageError
 from kubeworker.flow import artifacts, charts, credentials
 from kubeworker.flow.charts import Release
 from kubeworker.flow.credentials import KubeProxyCredential
-from kubeworker.flow.events import Reporter
+from kubeworker.flow.events import NodeDone, NodeStarted, Reporter
 from kubeworker.io import cluster_file, local_files, node, oci_archive
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.fleet import Ok, Outcome, fan_out
@@ -149,7 +149,7 @@ async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session
     wanted = desired.artifacts(cluster, registry)
     unknown = Blob(sha256="0" * 64, size=0)
     async with AsyncExitStack() as stack:
-        kube, connections = await _reach(request, cluster, chosen, stack)
+        kube, connections = await _reach(request, cluster, chosen, stack, report)
         yield Session(
             request=request,
             cluster=cluster,
@@ -190,7 +190,12 @@ async def connect_kube(cluster: ClusterFile) -> Kube | ApiUnreachable:
 
 
 async def connect_nodes(
-    cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack, *, accept_new_host_keys: bool
+    cluster: ClusterFile,
+    chosen: Sequence[NodeSpec],
+    stack: AsyncExitStack,
+    report: Reporter,
+    *,
+    accept_new_host_keys: bool,
 ) -> dict[str, Outcome[Node]]:
     """A connection to each node, closed with the stack."""
     specs = {each.name: each for each in chosen}
@@ -198,13 +203,18 @@ async def connect_nodes(
     stack.push_async_callback(jump_hosts.aclose)
 
     async def work(name: str) -> Node:
-        connected = await node.connect(
-            specs[name],
-            cluster.ssh,
-            accept_new_host_keys=accept_new_host_keys,
-            jump_hosts=jump_hosts,
-            logins=logins,
-        )
+        report(NodeStarted(node=name, what="connect"))
+        try:
+            connected = await node.connect(
+                specs[name],
+                cluster.ssh,
+                accept_new_host_keys=accept_new_host_keys,
+                jump_hosts=jump_hosts,
+                logins=logins,
+            )
+        except NodeUnreachable as error:
+            report(NodeDone(node=name, status="unreachable", detail=error.message))
+            raise
         stack.push_async_callback(connected.close)
         return connected
 
@@ -222,7 +232,7 @@ async def _open(
     report: Reporter,
 ) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob], dict[str, Path]]:
     async with asyncio.TaskGroup() as group:
-        reached = group.create_task(_reach(request, cluster, chosen, stack))
+        reached = group.create_task(_reach(request, cluster, chosen, stack, report))
         wanted = desired.artifacts(cluster, registry)
         blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
         tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
@@ -230,7 +240,7 @@ async def _open(
 
 
 async def _reach(
-    request: Request, cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack
+    request: Request, cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack, report: Reporter
 ) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]]]:
     async def reach_api() -> Kube | ApiUnreachable:
         reached = await connect_kube(cluster)
@@ -241,6 +251,6 @@ async def _reach(
     async with asyncio.TaskGroup() as group:
         api = group.create_task(reach_api())
         nodes = group.create_task(
-            connect_nodes(cluster, chosen, stack, accept_new_host_keys=request.accept_new_host_keys)
+            connect_nodes(cluster, chosen, stack, report, accept_new_host_keys=request.accept_new_host_keys)
         )
     return api.result(), nodes.result()

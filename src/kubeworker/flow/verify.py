@@ -231,30 +231,38 @@ def _some_checks(session: _Session, nodes: tuple[NodeSpec, ...]) -> None:
 async def _verify_node(session: _Session, report: Reporter, name: str) -> tuple[Verdict, ...]:
     """Every verdict on one node. Raises NodeUnreachable."""
     spec = session.cluster.node(name)
-    report(NodeStarted(node=name, what="verify"))
     started = time.monotonic()
     checks = _checks(session, spec)
+    report(NodeStarted(node=name, what="verify", steps=len(checks)))
     groups = dict(_groups(session, spec, checks))
-    node = await ssh.connect(
-        spec,
-        session.cluster.ssh,
-        accept_new_host_keys=session.accept_new_host_keys,
-        jump_hosts=session.jump_hosts,
-    )
     try:
-        outcomes = await fan_out(tuple(groups), lambda group: groups[group](node), limit=max(len(groups), 1))
+        node = await ssh.connect(
+            spec,
+            session.cluster.ssh,
+            accept_new_host_keys=session.accept_new_host_keys,
+            jump_hosts=session.jump_hosts,
+        )
+    except NodeUnreachable as error:
+        report(NodeDone(node=name, status="unreachable", detail=error.message))
+        raise
+    verdicts: dict[str, Verdict] = {}
+
+    def tell(made: tuple[Verdict, ...]) -> None:
+        verdicts.update({verdict.id: verdict for verdict in made})
+        for verdict in made:
+            report(CheckDone(node=name, id=verdict.id, status=verdict.status, detail=verdict.detail))
+
+    async def make(group: tuple[Check, ...]) -> None:
+        tell(await groups[group](node))
+
+    try:
+        outcomes = await fan_out(tuple(groups), make, limit=max(len(groups), 1))
     finally:
         await node.close()
-    verdicts: dict[str, Verdict] = {}
     for group, outcome in outcomes.items():
-        match outcome:
-            case Ok(value=value):
-                verdicts |= {verdict.id: verdict for verdict in value}
-            case Failed(error=error):
-                verdicts |= {check.id: failed(check, f"not tried: {error.message}") for check in group}
+        if isinstance(outcome, Failed):
+            tell(tuple(failed(check, f"not tried: {outcome.error.message}") for check in group))
     ordered = tuple(verdicts[check.id] for check in checks)
-    for verdict in ordered:
-        report(CheckDone(node=name, id=verdict.id, status=verdict.status, detail=verdict.detail))
     bad = sum(verdict.status == "failed" for verdict in ordered)
     detail = f"{bad} of {len(ordered)} checks failed" if bad else f"{len(ordered)} checks passed"
     report(NodeDone(node=name, status="failed" if bad else "ok", detail=detail, seconds=time.monotonic() - started))

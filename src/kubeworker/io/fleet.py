@@ -68,6 +68,11 @@ class Slots:
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self._taken >= int(self.limit.allowed)
+
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
         """Wait for a place and hold it."""

@@ -3,16 +3,21 @@ from functools import reduce
 
 import pytest
 
-from kubeworker.cli.progress import Progress, Row, line, size
+from kubeworker.cli.lines import is_told, line
+from kubeworker.cli.progress import Progress, Row, size, summary
 from kubeworker.flow.events import (
     ActionDone,
+    ActionStarted,
     CheckDone,
     Event,
     NodeDone,
+    NodeQueued,
+    NodeSeen,
     NodeStarted,
     Note,
     StageStarted,
     Transfer,
+    Waiting,
     Warning_,
     as_json,
 )
@@ -28,7 +33,7 @@ def test_a_row_follows_its_node() -> None:
         StageStarted(node="a", component="kubelet"),
         Transfer(node="a", subject="upload", done=5, total=10),
     )
-    assert rows == {"a": Row(name="a", stage="kubelet", done=5, total=10)}
+    assert rows == {"a": Row(name="a", stage="upload", done=5, total=10)}
     rows = after(
         StageStarted(node="a", component="kubelet"),
         ActionDone(node="a", kind="restart", subject="kubelet.service"),
@@ -40,7 +45,7 @@ def test_a_row_follows_its_node() -> None:
 
 def test_a_download_is_a_row_of_its_own_and_ends_by_itself() -> None:
     rows = after(Transfer(subject="kubelet", done=1, total=2), Transfer(subject="kubelet", done=2, total=2))
-    assert rows["kubelet"].status == "ok"
+    assert rows["download kubelet"].status == "ok"
 
 
 def test_failed_checks_are_counted() -> None:
@@ -54,13 +59,60 @@ def test_notes_and_warnings_belong_to_no_row() -> None:
     assert start.after(Warning_(subject="ipvs", text="deprecated")) is start
 
 
-def test_a_screen_too_small_shows_failures_and_running_nodes_first() -> None:
-    started = [NodeStarted(node=str(number)) for number in range(5)]
-    done = [NodeDone(node="0", status="ok"), NodeDone(node="1", status="ok"), NodeDone(node="4", status="failed")]
-    events: list[Event] = [*started, *done]
-    rows, left_out = reduce(Progress.after, events, Progress()).shown(limit=3)
-    assert [row.name for row in rows] == ["4", "2", "3"]
-    assert left_out == 2
+def test_a_node_that_is_looked_at_is_not_done_yet_and_one_that_waits_is_so_again() -> None:
+    seen = (NodeStarted(node="a", what="connect"), NodeStarted(node="a", what="observe"), NodeSeen(node="a"))
+    assert after(*seen)["a"].state == "seen"
+    queued = (*seen, NodeQueued(node="a", steps=5))
+    assert (after(*queued)["a"].state, after(*queued)["a"].steps) == ("queued", 5)
+    done = (*queued, NodeStarted(node="a", what="apply"), NodeDone(node="a", status="ok"))
+    assert after(*done)["a"].state == "done"
+    waits = (*done, Waiting(node="a", what="Ready"))
+    assert (after(*waits)["a"].state, after(*waits)["a"].moves) == ("waits", True)
+    assert after(*waits, Waiting(node="a", what=""))["a"].state == "done"
+    assert after(*waits, NodeDone(node="a", status="failed"))["a"].state == "failed"
+
+
+def test_a_second_round_adds_to_the_first() -> None:
+    rows = after(
+        NodeQueued(node="a", steps=2),
+        ActionDone(node="a", kind="write", subject="/x"),
+        ActionDone(node="a", kind="write", subject="/y"),
+        NodeDone(node="a", status="ok"),
+        NodeStarted(node="a", what="observe"),
+        NodeSeen(node="a"),
+    )
+    assert rows["a"].state == "done"
+    assert (
+        after(NodeQueued(node="a", steps=2), ActionDone(node="a", kind="", subject=""), NodeQueued(node="a", steps=3))[
+            "a"
+        ].steps
+        == 4
+    )
+
+
+def test_bytes_of_transfers_that_are_over_are_kept() -> None:
+    rows = after(*(Transfer(node="a", subject="artifacts", done=n, total=10) for n in (4, 10, 10)))
+    assert (rows["a"].moved, rows["a"].done, rows["a"].state) == (20, 0, "artifacts")
+
+
+def test_an_artifact_may_have_a_nodes_name() -> None:
+    assert len(after(Transfer(subject="kubelet", done=1, total=2), NodeStarted(node="kubelet"))) == 2
+
+
+def test_the_time_in_a_state_begins_when_it_does() -> None:
+    progress = Progress().after(StageStarted(node="a", component="kubelet"), at=5)
+    progress = progress.after(ActionStarted(node="a", kind="write", subject="/x"), at=7)
+    assert progress.rows["a"].since == 5
+    assert progress.after(StageStarted(node="a", component="kube_proxy"), at=9).rows["a"].since == 9
+
+
+def test_the_summary_leaves_out_its_middle_where_it_does_not_fit() -> None:
+    events: list[Event] = [NodeQueued(node="a", steps=9), NodeQueued(node="b", steps=9)]
+    events += [NodeDone(node="a", status="failed"), Transfer(node="b", subject="artifacts", done=5, total=10)]
+    progress = reduce(Progress.after, events, Progress())
+    assert summary(progress, 75) == "0 of 2 nodes done, 1 failed, 0 of 18 changes, 5 B sent, 1:15 min"
+    assert summary(progress, 75, width=45) == "0 of 2 nodes done, 1 failed, 1:15 min"
+    assert summary(Progress(), 1) == ""
 
 
 @pytest.mark.parametrize(
@@ -73,11 +125,28 @@ def test_a_screen_too_small_shows_failures_and_running_nodes_first() -> None:
         (NodeDone(node="a", status="failed", detail="not healthy\n  journal"), "a: failed: not healthy"),
         (Transfer(node="a", subject="upload", done=214_000_000, total=0), "a: upload 214 MB"),
         (Warning_(subject="kube_proxy", text="ipvs goes"), "warning: kube_proxy: ipvs goes"),
+        (Waiting(node="a", what="that it is Ready"), "a: waits for that it is Ready"),
+        (ActionStarted(node="a", kind="write", subject="/x"), "a: write /x ..."),
         (CheckDone(node="a", id="kubelet-10255-closed", status="failed", detail="open"), "failed: open"),
     ],
 )
 def test_events_read_as_lines(event: Event, text: str) -> None:
     assert text in line(event)
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (NodeStarted(node="a", what="observe"), False),
+        (NodeStarted(node="a", what="verify"), True),
+        (NodeSeen(node="a"), False),
+        (NodeQueued(node="a", steps=1), False),
+        (Waiting(node="a", what="Ready"), False),
+        (NodeDone(node="a", status="ok"), True),
+    ],
+)
+def test_a_log_has_what_matters_afterwards(event: Event, *, told: bool) -> None:
+    assert is_told(event) is told
 
 
 def test_events_are_json_lines_with_a_stable_name() -> None:
