@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import signal
 import sys
 import time
@@ -24,7 +25,9 @@ from kubeworker.io.blob_store import BlobStore
 
 WORK = Path("build/bench")
 FLEET = (converged.WORKLOAD, changed.WORKLOAD, one_more.WORKLOAD)
-WORKLOADS = (*FLEET, first_deploy.WORKLOAD)
+SCALE = "scale"
+"""A thousand nodes, and the command's start: each bench/scale_*.py has a `main` that gives a part of its own."""
+WORKLOADS = (*FLEET, first_deploy.WORKLOAD, SCALE)
 GUIDE_NODES = 10
 """The guide's loop goes from node to node: more of them would only take longer in the same proportion."""
 
@@ -80,6 +83,8 @@ def main() -> int:
         if run.wants(first_deploy.WORKLOAD):
             with _part(run, "the part with all binaries"):
                 _deploy_part(run, venv)
+        if run.wants(SCALE):
+            _scale_parts(run)
     except KeyboardInterrupt:
         run.say("interrupted; the lab is down")
         return 130
@@ -179,6 +184,17 @@ def _deploy_part(run: Run, venv: Path) -> None:
             lambda each=each: [first_deploy.measure_rival(setting, each, tools, run.say)],  # type: ignore[misc]
         )
     _save(run, rows, fleet)
+
+
+def _scale_parts(run: Run) -> None:
+    for path in sorted(Path(__file__).parent.glob("scale_*.py")):
+        run.say(f"{path.stem} ...")
+        try:
+            part: Part = importlib.import_module(f"bench.{path.stem}").main()
+        except (BenchFailed, KubeworkerError, OSError) as error:
+            run.fail(path.stem, error)
+        else:
+            run.say(f"wrote {save(part, run.options.results)}")
 
 
 def _save(run: Run, rows: Sequence[Row], fleet: Fleet) -> None:

@@ -34,10 +34,10 @@ def svg(rows: Iterable[Row]) -> str:
         parts.append(_text(16, top, f"{title}, {n} nodes", weight="bold"))
         top += 14
         for row in its:
-            parts += _bar(row, top, low, high)
+            parts += _bar(row, "" if row.n == n else f" ({row.n} nodes)", top, low, high)
             top += _BAR + _GAP
         top += _HEAD - 14
-    legend = (("tool", "kubeworker"), ("floor", "floor: what no tool can be faster than"), ("rival", "others"))
+    legend = (("tool", "kubeworker"), ("floor", "bare connections and streams"), ("rival", "others"))
     parts.append(_text(16, 24, "Seconds, median, logarithmic scale; all of one run on one machine", size=14))
     x = 16
     for kind, text in legend:
@@ -64,12 +64,12 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
     return math.floor(math.log10(min(values)) - 0.3), math.ceil(math.log10(max(values)))
 
 
-def _bar(row: Row, top: int, low: float, high: float) -> list[str]:
+def _bar(row: Row, fewer: str, top: int, low: float, high: float) -> list[str]:
     room = _WIDTH - _LABEL - 80
     length = max(2.0, room * (math.log10(row.median) - low) / (high - low))
     value = f"{row.median:.2f} s" if row.median < 10 else f"{row.median:.0f} s"
     return [
-        _text(_LABEL - 8, top + _BAR - 4, row.what, anchor="end"),
+        _text(_LABEL - 8, top + _BAR - 4, row.what + fewer, anchor="end"),
         f'<rect x="{_LABEL}" y="{top}" width="{length:.1f}" height="{_BAR}" fill="{_COLOURS[row.kind]}"/>',
         _text(int(_LABEL + length + 6), top + _BAR - 4, value),
     ]
