@@ -50,8 +50,8 @@ def bare(lab: LabState, name: str) -> None:
     kubectl(lab, "delete", "node", name, "--ignore-not-found")
 
 
-def sweep(subject: Subject, end: End) -> Iterator[tuple[str, Case]]:
-    """A first deploy without a kill; one for each boundary; and one that ends before it gets to a further boundary.
+def sweep(subject: Subject, end: End, step: int) -> Iterator[tuple[str, Case]]:
+    """A first deploy without a kill; one for every `step`-th boundary; and one that ends before it gets to a further.
 
     All but the first find the artifacts in the node's store, as after a run that died when its upload was done: an
     upload has no boundaries, and a cut one is among the faults.
@@ -62,7 +62,7 @@ def sweep(subject: Subject, end: End) -> Iterator[tuple[str, Case]]:
     kept = lab.folder / "chaos-store"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(_store(lab, subject.node), kept, ignore=shutil.ignore_patterns("history"))
-    for number in itertools.count(1):
+    for number in itertools.count(1, step):
         bare(lab, subject.node)
         shutil.copytree(kept, _store(lab, subject.node))
         case = boundaries.run(subject, gate.install(lab, subject.node), (number, end))
@@ -80,6 +80,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--lab", default="", metavar="NAME", help="a lab that is there already, with two workers")
     parser.add_argument("--only", default="", metavar="TEXT", help="of the faults, those whose name has it")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of the boundaries, every Nth")
     given = parser.parse_args()
     if strange := set(given.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(strange))}")
@@ -90,7 +91,7 @@ def main() -> int:
         bare(lab, NODE)
         subject = Subject(operator=operator, node=NODE, paths=boundaries.managed(operator, NODE))
         for end in ("tool", "node"):
-            for what, case in sweep(subject, end) if end in parts else ():
+            for what, case in sweep(subject, end, given.every) if end in parts else ():
                 died = f"after {case.died[0]:.1f} s; " if case.died else ""
                 held = "; ".join(case.faults) or ("not all was seen" if case.late else "held")
                 print(f"{what}: {died}the next run took {case.again:.1f} s; {held}", flush=True)

@@ -97,18 +97,23 @@ class Delivery:
             self._session.report(Waiting(node=connection.name, what="a turn to be sent its artifacts"))
         async with self._uploads.slot() as slot:
             members = [self._session.store.tar_member(blob) for blob in blobs]
-            total = sum(member.stat().st_size for member in members)
+            total, seconds = sum(member.stat().st_size for member in members), _upload_seconds(blobs)
             try:
                 result = await connection.run(
                     node_script.receive_script(bin_dir, blobs),
                     stdin=_stream(members, self._told(connection.name, total, slot)),
-                    timeout=_upload_seconds(blobs),
+                    timeout=seconds,
                 )
             except NodeUnreachable:
                 raise
-            except NodeError:
+            except NodeError as error:
                 slot.lost()  # it took too long: with fewer at once each has more of the line
-                raise
+                raise NodeError(
+                    f"{total / 1e6:.0f} MB of artifacts did not get there within {seconds:.0f} s",
+                    subject=connection.name,
+                    hint="is the line slow, or does it lose packets? Run apply again: what arrived whole is kept; "
+                    "or have the node fetch from a mirror near it (artifacts.delivery: pull)",
+                ) from error
         node_script.verdict(connection.name, None, status=result.status, stdout=result.stdout, stderr=result.stderr)
         return total
 
