@@ -13,20 +13,23 @@ def on_config(config):
     named = set()
     nav = _existing(config["nav"], there, named)
     decisions = sorted(page for page in there - named if page.startswith("adr/"))
-    for group in nav:
-        if isinstance(group, dict) and "Working on it" in group:
-            group["Working on it"].append({"Decisions": decisions})
+    _group(_group(nav, "Working on it"), "Decisions").extend(decisions)
     rest = sorted(there - named - set(decisions))
     config["nav"] = [*nav, {ASIDE: rest}] if rest else nav
     return config
 
 
+def _group(entries, title):
+    return next(entry[title] for entry in entries if isinstance(entry, dict) and title in entry)
+
+
 def _existing(entries, there, named):
     kept = []
     for entry in entries:
-        if isinstance(entry, dict):
-            kept += [{title: _existing(inside, there, named)} for title, inside in entry.items()]
-        elif entry in there:
-            named.add(entry)
+        title, target = next(iter(entry.items())) if isinstance(entry, dict) else ("", entry)
+        if isinstance(target, list):
+            kept.append({title: _existing(target, there, named)})
+        elif target in there:
+            named.add(target)
             kept.append(entry)
     return kept
