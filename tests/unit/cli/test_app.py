@@ -12,7 +12,8 @@ import pytest
 
 FRAME = """
 import asyncio, sys
-from kubeworker.cli.app import app, main
+from kubeworker.cli.app import main
+from kubeworker.cli.frame import app
 from kubeworker.errors import ActionFailed, NodeUnreachable
 
 @app.command

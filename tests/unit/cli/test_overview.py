@@ -1,0 +1,61 @@
+"""`kubeworker --help` is written from data; neither it nor a command's help imports what only a run needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kubeworker.cli import commands
+from kubeworker.cli.frame import app
+
+ENGINE = {"asyncssh", "cryptography", "httpx2", "lightkube", "pydantic", "stamina", "tomli_w", "websockets", "yaml"}
+"""Libraries that a run needs, and no help."""
+
+PARSER = {"asyncio", "cyclopts", "inspect", "logging", "rich", "ssl", "typing"}
+"""What reading a command line with options needs, and the overview does not."""
+
+LOADED = """
+import sys
+from kubeworker.cli.app import main
+try:
+    main(sys.argv[1:])
+finally:
+    sys.stderr.write(" ".join(sys.modules))
+"""
+
+
+def run(*words: str) -> tuple[str, set[str]]:
+    """What is printed, and the names of the modules that were imported for it."""
+    # -I: what the environment or a site's own start-up files import is not the command's doing.
+    command = [sys.executable, "-I", "-c", LOADED, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout, set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_the_overview_imports_no_library(words: tuple[str, ...]) -> None:
+    text, modules = run(*words)
+    assert text == commands.overview()
+    assert not modules & (ENGINE | PARSER)
+
+
+@pytest.mark.parametrize("command", ["plan", "apply", "status"])
+def test_a_commands_help_imports_nothing_of_the_engine(command: str) -> None:
+    text, modules = run(command, "--help")
+    assert f"kubeworker {command}" in text
+    assert not modules & ENGINE
+
+
+def test_the_overview_has_every_command_and_fits_a_terminal() -> None:
+    lines = commands.overview().splitlines()
+    shown = {line.split()[0].rstrip(",") for line in lines if line.startswith("  ")}
+    assert shown >= {name for name in app if not name.startswith("-")}
+    assert {"--help", "--version", "--install-completion"} <= shown
+    assert max(map(len, lines)) <= 80
+
+
+def test_each_command_is_where_the_table_says() -> None:
+    for name in commands.COMMANDS:
+        assert app[name].name == (name,)
