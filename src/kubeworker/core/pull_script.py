@@ -125,7 +125,6 @@ pull() {{ # pull SHA256 SIZE SECONDS: into the store, or $why
   {{ fetch "$base/$name.gz" "$3" 2> "$work/said" < /dev/null 9>&-; echo $? > "$work/status"; }} |
     gzip -dc 2> /dev/null 9>&- | head -c $(($2 + 1)) > "$name" 2> "$work/head" ||
     fail "no space left below $store: $(cat "$work/head")"
-  sync -- "$name" 2> "$work/head" || fail "no space left below $store: $(cat "$work/head")"
   ! keep_blob "$1" "$name" || return 0
   case $(cat "$work/status") in
     # 23 (curl) and 3 (wget): nobody took it any more, since it is no gzip, or has more bytes than are wanted.
