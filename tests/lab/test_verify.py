@@ -350,7 +350,7 @@ def test_only_the_nodes_asked_for_are_verified_and_the_report_is_one_html_file(
     done = operator.run("verify", "--node", node, "--html", str(page))
     assert done.returncode == 0
     text = page.read_text()
-    assert f"{node}: " in text
+    assert f'id="{node}"' in text
     assert "service.kubernetes" in text
     assert operator.lab.machines[1].name not in text.replace(f"bridge_cni.route.{operator.lab.machines[1].name}", "")
 

@@ -57,18 +57,19 @@ tbody tr:last-child > * { border-bottom: 0; } thead th { color: var(--dim); font
 .matrix td.ok { background: var(--ok-back); } .matrix td.bad { background: var(--bad-back); font-weight: 700; }
 .matrix td { border-right: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 details.card { padding: 0; } details.card > summary { padding: .6rem 1rem; font-weight: 600; overflow-wrap: anywhere; }
-details.card > div { padding: 0 1rem .8rem; } summary { cursor: pointer; } summary .badge { margin-left: .4em; }
+details.card > div { padding: 0 1rem .8rem; } details h3:first-child { margin-top: 0; } summary { cursor: pointer; } summary .badge { margin-left: .4em; }
 ul { list-style: none; margin: 0; padding: 0; }
 .rows li { padding: .3rem 0; border-top: 1px solid var(--line); display: grid; column-gap: .8rem;
   grid-template-columns: 1.2em minmax(0, 19rem) minmax(0, 1fr); }
 .actions > li { grid-template-columns: 8.5rem minmax(0, 1fr); } .actions > li > * { min-width: 0; }
 .detail { white-space: pre-wrap; overflow-wrap: anywhere; color: var(--dim); }
-li.bad > .detail { color: inherit; } .rows li.bad { color: inherit; } li.bad > code { color: var(--bad); }
+.rows li { color: inherit; } li.bad > .detail { color: inherit; } li.bad > code { color: var(--bad); }
 pre { margin: .3rem 0; padding: .6rem .8rem; background: var(--page); border-radius: 6px; white-space: pre-wrap;
   line-height: 1.4; }
 pre .add { color: var(--ok); } pre .del { color: var(--bad); } pre .at { color: var(--link); }
 @media (max-width: 40rem) {
   th, td { padding: .3rem .45rem; }
+  .matrix td { padding: .3rem .15rem; font-size: .9rem; }
   .matrix thead th + th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .2rem; }
   .rows li { grid-template-columns: 1.2em minmax(0, 1fr); } .rows li > .detail { grid-column: 2; }
   .actions > li { grid-template-columns: minmax(0, 1fr); }
