@@ -20,16 +20,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
-from kubeworker.core.formats import nginx
-from kubeworker.core.formats.nginx import Block
+from kubeworker.core.settings import WHOLE, Settings, flat, nginx_settings, unit_settings
 
 FOLDER = Path(__file__).parent / "guide"
-
-Settings = dict[str, str]
-"""Value by key; a key is where the value stands, a value its text."""
-
-WHOLE = "the file"
-"""The key that a file of only one side has."""
 
 TOKEN = "abcdef.0123456789abcdef"
 CA, CERT, KEY = b"the CA's certificate\n", b"a client's certificate\n", b"a client's key\n"
@@ -145,76 +138,7 @@ def _encoded(content: bytes) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Files as settings
-
-
-def settings(path: str, text: str) -> Settings:
-    """A rendered file's settings, by the kind of file that its name tells."""
-    name = path.rpartition("/")[2]
-    if name.endswith(".service"):
-        return unit_settings(text)
-    if name == "kube-nginx.conf":
-        return nginx_settings(text)
-    if name.endswith(".toml"):
-        return flat(tomllib.loads(text))
-    if name.endswith((".yaml", ".kubeconfig")):
-        return flat(yaml.safe_load(text))
-    return {WHOLE: text}
-
-
-def flat(value: Any, key: str = "") -> Settings:
-    """Nested maps as dotted keys, lists as JSON where they hold plain values, else by position."""
-    match value:
-        case dict() if value or not key:
-            return {
-                inner: text for name, each in value.items() for inner, text in flat(each, _dotted(key, name)).items()
-            }
-        case list() if any(isinstance(each, dict) for each in value):
-            return {
-                inner: text for index, each in enumerate(value) for inner, text in flat(each, f"{key}[{index}]").items()
-            }
-        case str() if value and value == value.strip():
-            return {key: value}
-        case _:
-            return {key: json.dumps(value)}
-
-
-def _dotted(key: str, name: str) -> str:
-    last = json.dumps(name) if "." in name else name
-    return f"{key}.{last}" if key else last
-
-
-def unit_settings(text: str) -> Settings:
-    """Section and key; of a command line each `--option` is a setting of its own. Several values stand in order."""
-    found: dict[str, list[str]] = {}
-    section = ""
-    for line in text.replace("\\\n", " ").splitlines():
-        if line.startswith("["):
-            section = line.strip("[]")
-        elif line.strip():
-            name, _, value = line.partition("=")
-            words = value.split()
-            options = [word for word in words if word.startswith("--") and "=" in word]
-            found.setdefault(f"{section}.{name}", []).append(" ".join(word for word in words if word not in options))
-            for option in options:
-                flag, _, argument = option.partition("=")
-                found.setdefault(f"{section}.{name} {flag}", []).append(argument)
-    return {key: "; ".join(values) for key, values in found.items()}
-
-
-def nginx_settings(text: str) -> Settings:
-    """Blocks as dotted keys; a directive that stands several times has its values in order."""
-    found: dict[str, list[str]] = {}
-
-    def walk(statements: Iterable[nginx.Statement], prefix: str) -> None:
-        for statement in statements:
-            if isinstance(statement, Block):
-                walk(statement.body, f"{prefix}{' '.join((statement.name, *statement.arguments))}.")
-            else:
-                found.setdefault(prefix + statement[0], []).append(" ".join(statement[1:]))
-
-    walk(nginx.parse(text), "")
-    return {key: "; ".join(values) for key, values in found.items()}
+# A certificate as settings
 
 
 def certificate_settings(pem: bytes) -> Settings:

@@ -75,9 +75,8 @@ def _node(screen: Console, node: NodeLine, *, notes: bool) -> None:
     when = f"  last apply {node.applied} by kubeworker {node.tool}" if node.applied else ""
     screen.print(Text.assemble((node.name, "bold"), (when, "dim")), soft_wrap=True)
     if node.error:
-        _line(screen, f"  {node.error.message}", "red")
-        if node.error.hint:
-            _line(screen, f"  hint: {node.error.hint}", "dim")
+        _line(screen, f"  {node.error.tagged}", "red")
+        _line(screen, f"  hint: {node.error.hint or node.error.way_out}", "dim")
     _drifts(screen, node.drifts)
     for note in said:
         _line(screen, f"  note: {note}", "dim")

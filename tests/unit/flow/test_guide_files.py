@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests import guide_files
-from tests.guide_files import CA, CERT, KEY, TOKEN, Difference, Settings
+from tests.guide_files import CA, CERT, KEY, TOKEN, Difference
 from tests.unit.authority import authority
 
 from kubeworker.components import discover, kubelet
@@ -19,6 +19,7 @@ from kubeworker.core import bootstrap_token, desired, pki
 from kubeworker.core.cluster_objects import bindings
 from kubeworker.core.component import Credentials, Facts
 from kubeworker.core.model import Blob
+from kubeworker.core.settings import Settings, flat, nginx_settings, settings, unit_settings
 from kubeworker.core.spec import ClusterFile
 from kubeworker.flow import credentials
 from kubeworker.flow.init import from_guide
@@ -54,13 +55,13 @@ def our_files(cluster: ClusterFile, node: str) -> dict[str, Settings]:
         credentials=Credentials(ca_cert=CA, kube_proxy_cert=CERT, kube_proxy_key=KEY, bootstrap_token=TOKEN),
         facts=Facts(),
     )
-    return {file.path: guide_files.settings(file.path, file.content.decode()) for file in files(state)}
+    return {file.path: settings(file.path, file.content.decode()) for file in files(state)}
 
 
 def our_objects(cluster: ClusterFile, node: str, folder: Path, now: datetime) -> dict[str, Settings]:
     config = desired.config(kubelet.COMPONENT, cluster)
     found = {
-        f"ClusterRoleBinding {each['metadata']['name']}": guide_files.flat(each)
+        f"ClusterRoleBinding {each['metadata']['name']}": flat(each)
         for each in bindings(cluster, client_csr=config.client_csr_for(cluster))
     }
     token_id, _, secret = TOKEN.partition(".")
@@ -68,7 +69,7 @@ def our_objects(cluster: ClusterFile, node: str, folder: Path, now: datetime) ->
     token = bootstrap_token.BootstrapToken(id=token_id, secret=secret, node=node, expires=expires)
     document = bootstrap_token.document(token, profile=cluster.profile)
     document["data"] = {key: base64.b64decode(value).decode() for key, value in document["data"].items()}
-    found["Secret bootstrap-token-ID"] = guide_files.flat(document)
+    found["Secret bootstrap-token-ID"] = flat(document)
     cert, key = authority(start=now - timedelta(days=1), end=now + timedelta(days=9000))
     ca = pki.load_ca(cert, key, now=now, cert_subject="ca", key_subject="key")
     pair = credentials.kube_proxy(folder / "cluster.yaml", ca, now=now, lifetime=timedelta(days=3650))
@@ -115,16 +116,16 @@ def test_every_difference_is_listed_with_its_reason_and_every_listed_one_is_ther
 
 
 def test_a_difference_is_found_wherever_it_is() -> None:
-    guide = {"a.service": guide_files.unit_settings("[Service]\nExecStart=/bin/x \\\n  --a=1 \\\n  --b=2\nAfter=y\n")}
-    ours = {"a.service": guide_files.unit_settings("[Service]\nExecStart=/bin/x --a=1 --b=3\nAfter=y\nAfter=z\n")}
+    guide = {"a.service": unit_settings("[Service]\nExecStart=/bin/x \\\n  --a=1 \\\n  --b=2\nAfter=y\n")}
+    ours = {"a.service": unit_settings("[Service]\nExecStart=/bin/x --a=1 --b=3\nAfter=y\nAfter=z\n")}
     assert guide_files.differences(guide, ours) == {
         ("a.service", "Service.ExecStart --b", "2", "3"),
         ("a.service", "Service.After", "y", "y; z"),
     }
     assert guide_files.differences(guide, {}) == {("a.service", "the file", "there", "none")}
-    conf = guide_files.nginx_settings("a { b 1; b 2; }")
+    conf = nginx_settings("a { b 1; b 2; }")
     assert guide_files.differences({"c": conf}, {"c": {}}) == {("c", "a.b", "1; 2", "none")}
-    assert guide_files.flat({"a": {"b.c": [1], "d": [{"e": ""}]}}) == {'a."b.c"': "[1]", "a.d[0].e": '""'}
+    assert flat({"a": {"b.c": [1], "d": [{"e": ""}]}}) == {'a."b.c"': "[1]", "a.d[0].e": '""'}
 
 
 def test_the_table_is_read_as_it_is_written() -> None:
