@@ -191,7 +191,7 @@ class _Table:
 
     def stopped(self) -> None:
         for text in _left(self._progress):
-            self._screen.print(Text(text), soft_wrap=True)
+            self._screen.print(Text(text))
 
     def __call__(self, event: Event, /) -> None:
         before = self._progress
