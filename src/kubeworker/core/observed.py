@@ -11,7 +11,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, cast
 
 from kubeworker.core import applied
@@ -230,7 +230,7 @@ class _Reading:
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
-        self.files: dict[str, SeenFile] = {}
+        self.stats: dict[str, list[str]] = {}
         self.hashes: dict[str, str] = {}
         self.contents: dict[str, bytes] = {}
         self.targets: dict[str, str] = {}
@@ -269,7 +269,7 @@ class _Reading:
             kernel=values["kernel"],
             cgroup=int(values["cgroup"]),
             container=values["container"],
-            files={path: self._file(seen) for path, seen in self.files.items()},
+            files={path: self._file(path, stat) for path, stat in self.stats.items()},
             units={name: self._unit(name, shown) for name, shown in self.units.items()},
             sysctls=self.sysctls,
             modules=self.modules,
@@ -385,17 +385,8 @@ class _Reading:
                 raise ValueError(f"line {f'{word} {rest}'[:200]!r}")
 
     def _stat(self, rest: str) -> None:
-        raw, owner, size, mtime, ctime, _inode, path = rest.split("\t", 6)
-        bits = int(raw, 16)
-        self.files[path] = SeenFile(
-            path=path,
-            kind=_KINDS.get(bits >> 12, "other"),
-            mode=bits & 0o7777,
-            owner=owner,
-            size=int(size),
-            modified=float(mtime),
-            changed=float(ctime),
-        )
+        *fields, path = rest.split("\t", 6)
+        self.stats[path] = fields
 
     def _show(self, lines: Iterator[str]) -> None:
         shown: dict[str, str] = {}
@@ -444,10 +435,17 @@ class _Reading:
         unit = self.pid_units.get(pid, "")
         return Listener(port=port, address=address, pid=pid, process=process, unit=unit, protocol=protocol)
 
-    def _file(self, seen: SeenFile) -> SeenFile:
-        path = seen.path
-        return replace(
-            seen,
+    def _file(self, path: str, stat: list[str]) -> SeenFile:
+        raw, owner, size, mtime, ctime, _inode = stat
+        bits = int(raw, 16)
+        return SeenFile(
+            path=path,
+            kind=_KINDS.get(bits >> 12, "other"),
+            mode=bits & 0o7777,
+            owner=owner,
+            size=int(size),
+            modified=float(mtime),
+            changed=float(ctime),
             sha256=self.hashes.get(path, ""),
             content=self.contents.get(path),
             target=self.targets.get(path, ""),

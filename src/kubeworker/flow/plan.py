@@ -13,7 +13,6 @@ from kubeworker.core import actions, desired, joined, preflight, preflight_fleet
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Blob, NodeState
 from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight_fleet import Fleet
@@ -172,8 +171,11 @@ async def _make_plan(session: Session, apart: Collection[str]) -> Plan:
     read = reading.result()
     joining_apart = {token.node for token in read.tokens if token.node in apart} if read else ()
     objects = join.decide(read, session.cluster, [*joining, *joining_apart], now) if read else ObjectPlan()
+    known = _known(session, objects)
     nodes = tuple(
-        _node_plan(session, node, looked[node.name], fleet, objects, compared.agents, joining=node.name in joining)
+        _node_plan(
+            session, node, looked[node.name], fleet, known, objects, compared.agents, joining=node.name in joining
+        )
         for node in session.selected
     )
     return Plan(
@@ -201,7 +203,7 @@ async def _read(session: Session) -> ClusterReading | None:
     if session.kube is None:
         return None
     chosen = session.request.nodes
-    return await join.read_cluster(session.kube, session.cluster, chosen or None)
+    return await join.read_cluster(session.kube, session.cluster, chosen or None, handed=session.handed)
 
 
 async def _compare(session: Session) -> ChartsPlan:
@@ -211,7 +213,7 @@ async def _compare(session: Session) -> ChartsPlan:
         text = f"no kube-apiserver answers, so the objects of {names} are not compared"
         return ChartsPlan(warnings=(text,) if names else ())
     planned = await charts.plan(session.kube, session.releases, session.tools, session.request.nodes or None)
-    left = await charts.forgotten(session.kube, session.cluster, session.registry)
+    left = () if session.handed else await charts.forgotten(session.kube, session.cluster, session.registry)
     lame = charts.not_ready(planned, [node.name for node in session.selected])
     return replace(planned, warnings=(*planned.warnings, *left, *lame))
 
@@ -226,11 +228,14 @@ class Look:
 
 async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, Outcome[Look]]:
     """One probe, one channel, for each node that can be reached."""
+    specs = {node.name: node for node in session.selected}
 
     async def work(name: str) -> Look:
         connection = session.connection(name)
         session.report(NodeStarted(node=name, what="observe"))
-        text = probe.script(_state(session, name, Facts()), rehash=session.request.rehash, surveyed=surveyed)
+        text = probe.script(
+            session.inputs().state(specs[name], Facts()), rehash=session.request.rehash, surveyed=surveyed
+        )
         began = time.time()
         answer = await connection.run(text)
         observed = parse(name, answer.stdout)
@@ -238,8 +243,7 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
         return Look(observed=observed, control_time=min(max(observed.clock, began), time.time()))
 
-    names = tuple(node.name for node in session.selected)
-    return await fan_out(names, work, limit=session.cluster.ssh.concurrency)
+    return await fan_out(tuple(specs), work, limit=session.cluster.ssh.concurrency)
 
 
 def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:
@@ -252,8 +256,12 @@ def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:
     )
 
 
-def _state(session: Session, name: str, facts: Facts, token: str = "") -> NodeState:
-    return session.inputs(token).state(session.cluster.node(name), facts)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What the API said of all nodes, sorted once for the whole fleet."""
+
+    pod_cidrs: Mapping[str, str]
+    peers: tuple[Peer, ...]
 
 
 def _node_plan(
@@ -261,6 +269,7 @@ def _node_plan(
     node: NodeSpec,
     looked: Outcome[Look],
     fleet: Fleet,
+    known: _Known,
     objects: ObjectPlan,
     agents: Agents,
     *,
@@ -273,12 +282,12 @@ def _node_plan(
             observed = look.observed
     facts = Facts(
         joined=not joining,
-        pod_cidr=_pod_cidr(objects.nodes, node.name),
-        peers=_peers(session, objects.nodes, node.name),
+        pod_cidr=known.pod_cidrs.get(node.name, ""),
+        peers=tuple(peer for peer in known.peers if peer.name != node.name),
         network_ready=node.name in agents.running,
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
     )
-    state = _state(session, node.name, with_seen(facts, observed), objects.token(node.name))
+    state = session.inputs(objects.token(node.name)).state(node, with_seen(facts, observed))
     stages = diff(state, observed)
     rows = checked(node, look, state, fleet, stages)
     faults = [row for row in rows if row.status == "failed"]
@@ -333,14 +342,13 @@ def _mirror(cluster: ClusterFile) -> str:
     return pull_script.base_url(cluster.artifacts.mirror or "") if pull else ""
 
 
-def _pod_cidr(nodes: Sequence[NodeStatus], name: str) -> str:
-    return next((node.pod_cidr for node in nodes if node.name == name), "")
-
-
-def _peers(session: Session, nodes: Sequence[NodeStatus], name: str) -> tuple[Peer, ...]:
+def _known(session: Session, objects: ObjectPlan) -> _Known:
     addresses = {node.name: node.address for node in session.cluster.nodes}
-    return tuple(
-        Peer(name=each.name, address=addresses[each.name], pod_cidr=each.pod_cidr)
-        for each in sorted(nodes, key=lambda each: each.name)
-        if each.name != name and each.name in addresses and each.pod_cidr
+    return _Known(
+        pod_cidrs={node.name: node.pod_cidr for node in objects.nodes},
+        peers=tuple(
+            Peer(name=each.name, address=addresses[each.name], pod_cidr=each.pod_cidr)
+            for each in sorted(objects.nodes, key=lambda each: each.name)
+            if each.name in addresses and each.pod_cidr
+        ),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kubeworker.core import desired, manifest
 from kubeworker.core.component import Archive, Credentials, Facts
-from kubeworker.core.desired import Registry
+from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.formats import yaml
 from kubeworker.core.model import Blob, File, NodeState
 from kubeworker.core.spec import ClusterFile
@@ -37,9 +37,10 @@ def render(cluster: ClusterFile, registry: Registry, out_dir: Path) -> tuple[Pat
     """
     desired.validate_components(cluster, registry)
     _prepare(out_dir)
+    inputs = _offline(cluster, registry)
     written = []
     for node in cluster.nodes:
-        for file in files(offline_state(cluster, registry, node.name)):
+        for file in files(inputs.state(node, Facts())):
             path = out_dir / node.name / file.path.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(PLACEHOLDER if file.secret else file.content)
@@ -74,16 +75,18 @@ async def render_objects(
 
 def offline_state(cluster: ClusterFile, registry: Registry, node: str) -> NodeState:
     """The node's desired state with stand-ins for everything that lies outside cluster.yaml."""
+    return _offline(cluster, registry).state(cluster.node(node), Facts())
+
+
+def _offline(cluster: ClusterFile, registry: Registry) -> Inputs:
     nothing = Blob(sha256="0" * 64, size=0)
-    return desired.desired(
-        cluster,
-        cluster.node(node),
+    return Inputs(
+        cluster=cluster,
         registry=registry,
         blobs={artifact.name: nothing for artifact in desired.artifacts(cluster, registry)},
         archives={path: Archive(references=(), blob=nothing) for path in desired.archives(cluster, registry)},
         local_files=local_files.read_present(desired.local_files(cluster, registry)),
         credentials=Credentials(ca_cert=_ca_certificate(cluster), bootstrap_token=_STAND_IN),
-        facts=Facts(),
     )
 
 

@@ -10,8 +10,9 @@ import marshal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-KEPT = 256
-"""Texts that a renderer keeps, the last used: a few kilobytes each."""
+KEPT = 4096
+"""Texts that a renderer keeps, the last used, each a kilobyte or two: enough for the two that each of a thousand nodes
+has of its own, which are needed before and after it was looked at."""
 
 
 def remembered(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
@@ -26,9 +27,10 @@ def remembered(render: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[
 
     @functools.wraps(render)
     def dump(document: Mapping[str, Any]) -> str:
+        plain: Any = document
         try:
             # Version 2 has no references: equal documents are equal bytes, whatever objects they share.
-            encoded = marshal.dumps(document, 2)
+            encoded = marshal.dumps(plain, 2)
         except ValueError:  # it holds what is no plain value (a date of the operator's own YAML)
             return render(document)
         return known(encoded)
