@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +165,25 @@ async def test_a_busy_server_is_asked_again(server: ReleaseServer, tmp_path: Pat
     async with Fetcher(retry=IMPATIENT) as fetcher:
         assert await fetcher.text(f"{server.url}/file") == "content"
     assert [each.status for each in server.served] == [503, 502, 200]
+
+
+def test_a_retry_prints_nothing_of_its_own() -> None:
+    program = """
+import asyncio
+from kubeworker.errors import ArtifactError
+from kubeworker.io.fetch import Fetcher, Retry
+
+async def main():
+    async with Fetcher(retry=Retry(attempts=2, first_wait=0.01)) as fetcher:
+        await fetcher.text("http://127.0.0.1:9/file")
+
+try:
+    asyncio.run(main())
+except ArtifactError:
+    print("given up")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("given up\n", "")
 
 
 async def test_a_server_that_stays_busy_is_given_up_with_its_answer(server: ReleaseServer) -> None:

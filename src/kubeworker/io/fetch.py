@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ import httpx2
 import stamina
 
 from kubeworker.errors import ArtifactChanged, ArtifactError, ArtifactMissing
+
+# stamina logs each retry, and Python prints what nobody handles: events and errors say it in our words.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
