@@ -93,10 +93,10 @@ current=$(cat /run/kw/current)
 umount /proc/1/comm /srv/kw /opt /etc/resolv.conf "$current"; hostname worker-01
 [ ! -e /run/kw/made ] || rm "$current"
 ip link delete flannel.1
+rm -r /usr/lib/systemd/system/kubelet.service.d
 dpkg --purge kw-containerd > /dev/null
 rm -f /etc/kubernetes/admin.conf /etc/cni/net.d/09-flannel.conflist /etc/sysctl.d/99-zz.conf
-rm -rf /etc/kubernetes/manifests /var/lib/rancher /etc/ufw /etc/docker /srv/kw /run/kw \
-  /usr/lib/systemd/system/kubelet.service.d
+rm -rf /etc/kubernetes/manifests /var/lib/rancher /etc/ufw /etc/docker /srv/kw /run/kw
 mountpoint -q /opt && exit 1
 exit 0
 """
@@ -199,7 +199,10 @@ def files(lab: LabState) -> set[str]:
     the services of a deployed node write while they run.
     """
     where = r"""
-live=; if systemctl -q is-active kubelet; then live='-o -path /data -o -path /opt/k8s/kube-nginx'; fi
+live=
+if systemctl -q is-active kubelet; then
+  for path in /data /opt/k8s/kube-nginx /var/lib/cni /var/lib/kubelet; do live="$live -o -path $path"; done
+fi
 find / /data /dev/shm /tmp -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /var/log $live \) \
   -prune -o -type d -printf '%p d %m %u:%g %T@ %i\n' -o -printf '%p %y %m %u:%g %s %T@ %C@ %i %l\n'
 """
