@@ -31,8 +31,8 @@ INOTIFY_DEPLOYED = 12
 """Those of a machine with kubelet and containerd."""
 INOTIFY_SERVERS = 12
 """Those of the two control planes, beside their machines' own."""
-INOTIFY_SPARE = 16
-"""Left for commands that run on machines, and for whatever else this host does."""
+INOTIFY_SPARE = 40
+"""Left for systemd's moments of waiting for a pid file, on many machines at once, and for the rest of this host."""
 AT_ONCE = 13
 """Machines that are booted at once."""
 
@@ -74,8 +74,12 @@ def fleet(name: str, nodes: int, work: Path, say: Say, *, python: bool, keep: bo
     if python:
         _give_python(name, workers, say)
     _make_quiet(name, workers[:quiet], work)
-    for count in (*range(AT_ONCE, total, AT_ONCE), total):
-        say(f"booting machine {count} of {total}")
+    lab = labs.up(name, workers=0 if not keep else None)
+    count = len(lab.machines) - len(lab.control_plane)
+    while count < total:
+        # `lab up` asks for as many instances as if no machine were a quiet one.
+        count = min(total, count + max(1, min(AT_ONCE, host.free_inotify_instances() // INOTIFY_MACHINE - 1)))
+        say(f"booting machines up to {count} of {total}")
         lab = labs.up(name, workers=count)
     booted = tuple(each for each in lab.machines if not each.is_control_plane)
     # The spare one is the last: it is as it comes, where one such machine is affordable at all.
