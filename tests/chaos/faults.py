@@ -124,6 +124,15 @@ FAULTS = (
         says="",
         within=600,
     ),
+    Fault(
+        name="a line of 2 MB/s",
+        break_it=_DROP.format("limit rate over 2 mbytes/second"),
+        heal=_UNDROP,
+        uploading=False,
+        status="ok",
+        says="",
+        within=600,
+    ),
 )
 
 
