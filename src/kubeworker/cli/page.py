@@ -57,7 +57,8 @@ tbody tr:last-child > * { border-bottom: 0; } thead th { color: var(--dim); font
 .matrix td.ok { background: var(--ok-back); } .matrix td.bad { background: var(--bad-back); font-weight: 700; }
 .matrix td { border-right: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 details.card { padding: 0; } details.card > summary { padding: .6rem 1rem; font-weight: 600; overflow-wrap: anywhere; }
-details.card > div { padding: 0 1rem .8rem; } details h3:first-child { margin-top: 0; } summary { cursor: pointer; } summary .badge { margin-left: .4em; }
+details.card > div { padding: 0 1rem .8rem; } details h3:first-child { margin-top: 0; }
+summary { cursor: pointer; } summary .badge { margin-left: .4em; }
 ul { list-style: none; margin: 0; padding: 0; }
 .rows li { padding: .3rem 0; border-top: 1px solid var(--line); display: grid; column-gap: .8rem;
   grid-template-columns: 1.2em minmax(0, 19rem) minmax(0, 1fr); }
