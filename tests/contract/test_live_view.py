@@ -130,9 +130,14 @@ def test_a_terminal_without_colours_gets_none(environment: dict[str, str]) -> No
     assert found == set()
 
 
-@pytest.mark.parametrize(("form", "terminal"), [("auto", False), ("plain", True)])
-def test_a_log_has_plain_lines_and_hears_of_long_waits(form: str, *, terminal: bool) -> None:
-    ended = run(3, form=form, terminal=terminal)
+@pytest.mark.parametrize(
+    ("form", "terminal", "environment"),
+    [("auto", False, {}), ("auto", False, {"FORCE_COLOR": "1", "CI": "true"}), ("plain", True, {})],
+)
+def test_a_log_has_plain_lines_and_hears_of_long_waits(
+    form: str, environment: dict[str, str], *, terminal: bool
+) -> None:
+    ended = run(3, environment, form=form, terminal=terminal)
     assert "\x1b" not in ended.terminal
     assert ended.lines[:3] == ["node-000: kubelet", "node-001: kubelet", "node-002: kubelet"]
     waits = r"0 of 3 nodes done, 1 failed, 0 of 90 changes, \d+ s; waiting for its Node to be Ready: node-001"

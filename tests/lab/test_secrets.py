@@ -145,10 +145,10 @@ class Join:
 COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     # what is run, in this order, with the exit code that it has
     "plan, as text in full": (2, ("plan", "--full", "--node", NODE)),
-    "plan, as JSON": (2, ("plan", "--json", "--json-events", "--node", NODE)),
+    "plan, as JSON": (2, ("plan", "--json", "--json-events", "--html", "OUT/plan.html", "--node", NODE)),
     "preflight": (0, ("preflight", "--json", "--json-events", "--node", NODE)),
     "render": (0, ("render", "--json", "--out", "OUT/rendered")),
-    "apply": (0, ("apply", "--yes", "--json", "--json-events", "--node", NODE)),
+    "apply": (0, ("apply", "--yes", "--json", "--json-events", "--html", "OUT/apply.html", "--node", NODE)),
     "requests": (0, ("csr", "list", "--json")),
     "tokens": (0, ("token", "list", "--json")),
     "status": (0, ("status", "--json", "--certificates", "--node", NODE)),

@@ -55,7 +55,8 @@ def reporting(*, json_events: bool = False, form: Form = "auto") -> Iterator[Scr
         yield _JsonLines()
     elif form == "quiet":
         yield _Quiet()
-    elif form == "auto" and screen.is_terminal and not screen.is_dumb_terminal:
+    elif form == "auto" and sys.stderr.isatty() and not screen.is_dumb_terminal:
+        # Not rich's is_terminal: FORCE_COLOR, which CI sets, makes that true of a pipe.
         with _stoppable(_Table(screen)) as table, table:
             yield table
     else:
