@@ -19,6 +19,8 @@ NAME_MOST, STATE_WIDE, CLOCK_WIDE, BAR_MOST = 24, 11, 9, 16
 _FRAMES, _ASCII_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _ORDER = ("failed", "unreachable", "skipped")
 _LATER = ("queued", "seen", "done")
+_COUNTED = frozenset({"connect", "observe", "waits"})
+"""States that a number says enough of, where there are many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ def drawn(progress: Progress, view: View) -> tuple[Text, ...]:
         lines = list(_rows([*others, *nodes], view))
     else:
         groups = list(_groups(progress, view))[:room]
-        moving = [*others, *(row for row in nodes if row.moves and row.state != "waits")]
+        moving = [*others, *(row for row in nodes if row.moves and row.state not in _COUNTED)]
         # Fewer lines than there are nodes: those that a step has taken longest stand first.
         moving.sort(key=lambda row: row.since)
         lines = [*groups, *_rows(moving[: room - len(groups)], view)]
@@ -170,9 +172,13 @@ def _group(state: str, rows: Sequence[Row], view: View) -> Text:
 
 def _names(names: Sequence[str], room: int) -> str:
     """As many names as fit, and how many more there are."""
-    for number in range(len(names), 0, -1):
-        more = f" and {len(names) - number} more" if number < len(names) else ""
-        text = ", ".join(names[:number]) + more
-        if len(text) <= room:
-            return text
-    return ""
+    best, text = "", ""
+    for number, name in enumerate(names, start=1):
+        text += f", {name}" if text else name
+        left = len(names) - number
+        said = f"{text} and {left} more" if left else text
+        if len(said) <= room:
+            best = said
+        if len(text) > room:
+            break
+    return best
