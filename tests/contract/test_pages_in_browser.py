@@ -91,9 +91,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "plan": plan_page(recorded("first-plan"), subject="cluster.yaml", at=AT),
         "apply": apply_page(recorded("plan"), recorded("apply"), subject="cluster.yaml", at=AT),
         "verify": verify_page(verified(), subject="cluster.yaml", at=AT),
-        "fleet": verify_page(
-            fleet(60), subject="/srv/clusters/a-site-with-a-long-name/production/cluster.yaml", at=AT
-        ),
+        "fleet": verify_page(fleet(60), subject="/srv/clusters/a-site-with-a-long-name/production/cluster.yaml", at=AT),
     }
     folder = tmp_path_factory.mktemp("pages")
     for name, text in made.items():
