@@ -75,8 +75,8 @@ def print_plan(screen: Console, plan: PlanDocument, *, full: bool = False) -> No
     if plan["cluster"]["actions"]:
         screen.print(Text("cluster", style="bold"))
         _print_actions(screen, plan["cluster"]["actions"], full=full)
-    for alikes, node in alike(plan["nodes"]):
-        names, error = listed(alikes), node["error"]
+    for members, node in alike(plan["nodes"]):
+        names, error = listed(members), node["error"]
         if error:
             screen.print(
                 Text.assemble(

@@ -49,7 +49,7 @@ def test_a_ports_own_key_comes_before_the_hosts(more: str, tmp_path: Path) -> No
     assert trusted(file, port=2223) == ([public(OLD)], [], [])
 
 
-@pytest.mark.parametrize("more", ["", f"{hashed('unrelated')} {public(OLD)}\n"])
+@pytest.mark.parametrize("more", ["", f"{hashed('unrelated')} {public(OLD)}\n"], ids=["alone", "beside"])
 def test_authorities_and_revoked_keys_count(more: str, tmp_path: Path) -> None:
     file = tmp_path / "known_hosts"
     file.write_text(f"@cert-authority node {public(AUTHORITY)}\n@revoked node {public(OLD)}\n{more}")
@@ -65,7 +65,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert trusted(file) == ([], [], [])
 
 
-@pytest.mark.parametrize("before", ["", f"node {public(OLD)}", f"{hashed('node')} {public(OLD)}\n"])
+@pytest.mark.parametrize("before", ["", f"node {public(OLD)}", f"{hashed('node')} {public(OLD)}\n"], ids=["empty", "unended", "hashed"])
 def test_a_key_that_was_added_is_in_the_file_once_and_known_at_once(before: str, tmp_path: Path) -> None:
     file = tmp_path / "ssh" / "known_hosts"
     if before:
