@@ -65,7 +65,9 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert trusted(file) == ([], [], [])
 
 
-@pytest.mark.parametrize("before", ["", f"node {public(OLD)}", f"{hashed('node')} {public(OLD)}\n"], ids=["empty", "unended", "hashed"])
+@pytest.mark.parametrize(
+    "before", ["", f"node {public(OLD)}", f"{hashed('node')} {public(OLD)}\n"], ids=["empty", "unended", "hashed"]
+)
 def test_a_key_that_was_added_is_in_the_file_once_and_known_at_once(before: str, tmp_path: Path) -> None:
     file = tmp_path / "ssh" / "known_hosts"
     if before:
