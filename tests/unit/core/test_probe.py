@@ -432,7 +432,11 @@ def test_the_text_holds_no_content_of_files() -> None:
         ("kubeworker-probe 1\nsurprise\t1\nend\n", "surprise"),
         ("kubeworker-probe 1\nend\n", "clock"),
         ("kubeworker-probe 1\nhash\tshort\t/x\nend\n", "hash"),
-        ("kubeworker-probe 1\ns\t81a4\troot:root\nend\n", "unpack"),
+        (
+            "kubeworker-probe 1\nclock\t1\nhostname\th\nmachine-id\ti\nmachine\tx86_64\nkernel\t6\ncgroup\t2\n"
+            "container\t\ns\t81a4\troot:root\nend\n",
+            "unpack",
+        ),
         ("kubeworker-probe 1\ncontent\t%%%\t/x\nend\n", "base64"),
         ("kubeworker-probe 1\nmodule\tx\tperhaps\nend\n", "perhaps"),
         ("kubeworker-probe 1\nunits\nId=x.service\nend\n", "cut off"),
