@@ -433,8 +433,10 @@ def test_the_text_holds_no_content_of_files() -> None:
         ("kubeworker-probe 1\nend\n", "clock"),
         ("kubeworker-probe 1\nhash\tshort\t/x\nend\n", "hash"),
         (
-            "kubeworker-probe 1\nclock\t1\nhostname\th\nmachine-id\ti\nmachine\tx86_64\nkernel\t6\ncgroup\t2\n"
-            "container\t\ns\t81a4\troot:root\nend\n",
+            (
+                "kubeworker-probe 1\nclock\t1\nhostname\th\nmachine-id\ti\nmachine\tm\nkernel\t6\ncgroup\t2\n"
+                "container\t\ns\t81a4\troot:root\nend\n"
+            ),
             "unpack",
         ),
         ("kubeworker-probe 1\ncontent\t%%%\t/x\nend\n", "base64"),
