@@ -9,9 +9,12 @@ from kubeworker.cli.page import Html, Text, badge, element, folded, joined, page
 from kubeworker.cli.progress import listed
 from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
 
+OPEN_MOST = 3
+"""How many nodes with a failed check stand open: of more, what failed is told above, once for all that have it."""
+
 
 def verify_page(report: VerifyReport, *, subject: str, at: datetime) -> str:
-    """The whole document; nodes with a failed check stand first and open."""
+    """The whole document; nodes with a failed check stand first, and open where they are few."""
     nodes = sorted(report.nodes, key=lambda node: (not _failures(node.checks), node.name))
     number = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     verdict = f"{report.passed} checks passed, {report.failed} failed on {number}"
@@ -20,7 +23,15 @@ def verify_page(report: VerifyReport, *, subject: str, at: datetime) -> str:
         subject=subject,
         at=at,
         verdict=("bad" if report.failed else "ok", verdict),
-        body=[*_failed(nodes), *_matrix(nodes), element("h2", Text("Checks")), *map(_node, nodes)],
+        body=[
+            *_failed(nodes),
+            *_matrix(nodes),
+            element("h2", Text("Checks")),
+            *(
+                _node(node, is_open=index < OPEN_MOST and _failures(node.checks) > 0)
+                for index, node in enumerate(nodes)
+            ),
+        ],
     )
 
 
@@ -74,7 +85,7 @@ def _line(node: NodeReport, groups: Sequence[str]) -> Html:
     return element("tr", element("th", name, scope="row"), *cells)
 
 
-def _node(node: NodeReport) -> Html:
+def _node(node: NodeReport, *, is_open: bool) -> Html:
     bad = _failures(node.checks)
     state = "unreachable" if node.unreachable else f"{bad} failed" if bad else f"{len(node.checks)} passed"
     head = Html(element("span", Text(node.name)) + badge(state, "bad" if bad else "ok"))
@@ -86,7 +97,7 @@ def _node(node: NodeReport) -> Html:
         for group, checks in groups.items()
     )
     # The target is inside: a browser that goes to it opens what folds it.
-    return folded(head, element("div", joined(map(Html, parts)), id=node.name), is_open=bool(bad))
+    return folded(head, element("div", joined(map(Html, parts)), id=node.name), is_open=is_open)
 
 
 def _row(verdict: Verdict) -> Html:
