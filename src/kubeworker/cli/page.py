@@ -70,7 +70,7 @@ pre { margin: .3rem 0; padding: .6rem .8rem; background: var(--page); border-rad
 pre .add { color: var(--ok); } pre .del { color: var(--bad); } pre .at { color: var(--link); }
 @media (max-width: 40rem) {
   table { font-size: .92rem; } th, td { padding: .3rem .35rem; }
-  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }
+  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 6.4rem; }
   .matrix td { padding: .3rem .15rem; font-size: .9rem; }
   .matrix thead th + th { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .2rem; }
   .rows li { grid-template-columns: 1.2em minmax(0, 1fr); } .rows li > .detail { grid-column: 2; }
