@@ -146,7 +146,7 @@ def _groups(progress: Progress, view: View) -> Iterator[Text]:
     states: dict[str, list[Row]] = {}
     for row in progress.nodes:
         states.setdefault(row.state, []).append(row)
-    working = sorted(states.keys() - {*_ORDER, *_LATER}, key=lambda state: -len(states[state]))
+    working = sorted(states.keys() - {*_ORDER, *_LATER}, key=lambda state: (-len(states[state]), state))
     for state in (*_ORDER, *working, *_LATER):
         if rows := states.get(state):
             yield _group(state, rows, view)
