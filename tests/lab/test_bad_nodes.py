@@ -276,7 +276,7 @@ def test_with_no_apiserver_up_the_node_is_changed_all_the_same(operator: Operato
 
 
 def place_artifacts(lab: LabState, folder: Path) -> None:
-    """What the nodes have, as files by the artifacts' names: a visible artifact has a second name in the node's store."""
+    """What the nodes have, as files by the artifacts' names: a visible artifact has a second name in its store."""
     folders = "/opt/k8s/bin /opt/cni/bin /opt/k8s/kube-nginx/sbin"
     found = sh(lab, "k8s-01", f"find {folders} -type f -links +1 -exec sha256sum {{}} +")
     for line in found.splitlines():
