@@ -40,6 +40,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 
+def reason(error: OSError) -> str:
+    """The system's words for what is wrong, as the end of a line: `permission denied`."""
+    return (error.strerror or str(error)).lower()
+
+
 class KubeworkerError(Exception):
     """Something went wrong.
 

@@ -170,8 +170,8 @@ def with_garbage(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "file", "message"),
     [
-        (without_ca, "ca.pem", "No such file"),
-        (without_key, "ca-key.pem", "No such file"),
+        (without_ca, "ca.pem", "no such file"),
+        (without_key, "ca-key.pem", "no such file"),
         (with_a_foreign_key, "ca-key.pem", "is not the key of"),
         (with_an_expired_ca, "ca.pem", "expired"),
         (with_a_certificate_that_is_no_ca, "ca.pem", "CA"),

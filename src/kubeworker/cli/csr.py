@@ -76,10 +76,11 @@ async def approve(
     kinds = csr.SERVING_ONLY if serving_only else csr.BOTH
     if watch and json:
         hint = "use --json-events: one line for each decision"
-        raise UsageError("--watch has no end, so no document", subject="csr approve --json", hint=hint)
+        what = "--json prints one document, and --watch has no end"
+        raise UsageError(what, subject="kubeworker csr approve", hint=hint)
     if health_port is not None and not watch:
         raise UsageError(
-            "there is nothing to ask of a command that ends", subject="csr approve --health-port", hint="add --watch"
+            "--health-port answers only while --watch runs", subject="kubeworker csr approve", hint="add --watch"
         )
     with reporting(json_events=json_events) as report:
         if watch:
@@ -135,6 +136,6 @@ def service(
         text = approver.manifest(cluster, image=image)
     else:
         hint = "name one with --image: there is no official image; any with kubeworker installed will do"
-        raise UsageError("a Deployment needs an image", subject="csr service --kind deployment", hint=hint)
+        raise UsageError("--kind deployment needs an image", subject="kubeworker csr service", hint=hint)
     sys.stdout.write(text)
     return 0

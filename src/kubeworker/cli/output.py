@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kubeworker.errors import FileError, KubeworkerError
+from kubeworker.errors import FileError, KubeworkerError, reason
 
 WIDTH_WITHOUT_TERMINAL = 1000
 """Columns of a table that goes to a file or a pipe: wide enough that no cell is ever wrapped."""
@@ -72,8 +72,7 @@ def write_file(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise FileError(f"can't be written: {reason}", subject=str(path), hint="name another file") from error
+        raise FileError(f"can't be written: {reason(error)}", subject=str(path), hint="name another file") from error
 
 
 def print_errors(errors: Sequence[KubeworkerError], *, as_json: bool) -> None:

@@ -21,6 +21,7 @@ _MEANT = re.compile(r"\s*Did you mean \"?(?P<name>[^\"?]+)\"?\?")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "Path": "a path"}
 _NOT_A = re.compile(r"Invalid value for (?P<option>\S+): unable to convert \"(?P<value>.*)\" into (?P<kind>\w+)\.$")
 _BOUND = re.compile(r"Invalid value \"(?P<value>.*)\" for (?P<option>[^.]+)\. Must be (?P<bound>.+)\.$")
+_NONE_OF = re.compile(r"Invalid value \"(?P<value>[^\"]*)\" for (?P<option>\S+)")
 _CHOICE = re.compile(r"\s*Choose from: (?P<names>.+?)\.$")
 
 
@@ -59,6 +60,8 @@ def _reworded(text: str) -> str:
         return f"{wrong['option']} takes {kind}, not {wrong['value']!r}"
     if wrong := _BOUND.fullmatch(text):
         return f"{wrong['option']} must be {wrong['bound']}, not {wrong['value']}"
+    if wrong := _NONE_OF.fullmatch(text):
+        return f"{wrong['option']} can't be {wrong['value']!r}"
     return (text[:1].lower() + text[1:]).removesuffix(".").replace('"', "'")
 
 

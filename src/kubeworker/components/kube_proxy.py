@@ -377,7 +377,8 @@ def _validate(cluster: ClusterFile, config: Config) -> None:
     for key in ("healthzBindAddress", "metricsBindAddress"):
         value = config.config.get(key)
         if value and not _BIND.fullmatch(str(value)):
-            raise SpecError(f"{value!r} is not ADDRESS:PORT", subject=f"components.kube_proxy.config.{key}")
+            hint = "write both, such as 127.0.0.1:10249 or [::1]:10249"
+            raise SpecError(f"{value!r} is not ADDRESS:PORT", subject=f"components.kube_proxy.config.{key}", hint=hint)
 
 
 def _warnings(cluster: ClusterFile, config: Config) -> tuple[str, ...]:

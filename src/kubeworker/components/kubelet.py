@@ -537,6 +537,7 @@ _OWN_LABELS = {
     "beta.kubernetes.io/arch",
 }
 _OWN_NAMESPACES = ("kubelet.kubernetes.io", "node.kubernetes.io")
+_LABELS = "use letters, digits, - _ and . (at most 63), before a key's name also a domain and /: example.org/role"
 _LABEL_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _LABEL_PREFIX = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 
@@ -545,15 +546,16 @@ def _validate(cluster: ClusterFile, config: Config) -> None:
     for key in ("port", "healthzPort"):
         value = config.config.get(key)
         if value is not None and (type(value) is not int or not 0 < value < 65536):
-            raise SpecError(f"{value!r} is not a port number", subject=f"components.kubelet.config.{key}")
+            hint = "write a whole number from 1 to 65535"
+            raise SpecError(f"{value!r} is not a port number", subject=f"components.kubelet.config.{key}", hint=hint)
     for index, node in enumerate(cluster.nodes):
         for key, value in node.labels.items():
             subject = f"nodes.{index}.labels.{key}"
             prefix, slash, name = key.rpartition("/")
             if not _LABEL_NAME.fullmatch(name) or (slash and not _LABEL_PREFIX.fullmatch(prefix)):
-                raise SpecError(f"{key!r} is not a label key", subject=subject)
+                raise SpecError(f"{key!r} is not a label key", subject=subject, hint=_LABELS)
             if value and not _LABEL_NAME.fullmatch(value):
-                raise SpecError(f"{value!r} is not a label value", subject=subject)
+                raise SpecError(f"{value!r} is not a label value", subject=subject, hint=_LABELS)
             if _reserved(prefix) and not (key in _OWN_LABELS or _under(prefix, _OWN_NAMESPACES)):
                 raise SpecError(
                     f"a kubelet may not set {key} on its own node",

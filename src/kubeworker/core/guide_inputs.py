@@ -68,9 +68,12 @@ def from_environment(
         reading.problems += reading.judged(inputs)
     if reading.problems:
         first, *others = dict.fromkeys(reading.problems)
-        lines = [f"  {each.subject}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in others]
-        message = "\n".join((first.message, f"and {len(others)} more:", *lines)) if others else first.message
-        raise GuideFileError(message, subject=first.subject, hint=first.hint)
+        if not others:
+            raise GuideFileError(first.message, subject=first.subject, hint=first.hint)
+        said, *lines = (f"{each.message} ({each.hint})" if each.hint else each.message for each in (first, *others))
+        more = (f"  {each.subject}: {line}" for each, line in zip(others, lines, strict=True))
+        message = "\n".join((said, f"and {len(others)} more:", *more))
+        raise GuideFileError(message, subject=first.subject, hint="correct them all: nothing was written")
     return inputs
 
 

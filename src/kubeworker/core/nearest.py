@@ -24,7 +24,7 @@ def meant(word: str, known: Collection[str], *, prefix: str = "", alike: bool = 
     close = nearest(word, known)
     names = sorted(known)
     shown = names if len(names) <= SHOWN + 1 else [*names[:SHOWN], f"and {len(names) - SHOWN} more"]
-    there = f"there is {', '.join(shown)}" if names else ""
+    there = f"there {'are' if len(names) > 1 else 'is only'} {', '.join(shown)}" if names else ""
     if not close:
         return there
     return f"did you mean {prefix}{close[0]}?" + (f" {there}" if alike else "")

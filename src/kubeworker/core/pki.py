@@ -44,9 +44,8 @@ def parse_certificate(pem: bytes, *, subject: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        reason = str(error).split(".", maxsplit=1)[0]
         hint = "it must be a PEM file that begins with -----BEGIN CERTIFICATE-----"
-        raise CredentialsError(f"holds no PEM certificate: {reason}", subject=subject, hint=hint) from error
+        raise CredentialsError("holds no PEM certificate", subject=subject, hint=hint) from error
 
 
 def load_ca_certificate(pem: bytes, *, now: datetime, subject: str) -> x509.Certificate:

@@ -45,7 +45,7 @@ def _url(value: str) -> str:
         raise ValueError("must be a URL like https://HOST[:PORT][/PATH]")
     if "@" in parts.netloc:
         # Not shown: it may hold a password. containerd would ignore it.
-        raise ValueError("must not hold a user: use header_files: {Authorization: FILE}")
+        raise ValueError("must not hold a user, which containerd would ignore")
     return value.rstrip("/")
 
 

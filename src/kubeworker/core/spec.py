@@ -31,9 +31,11 @@ def _endpoint(value: str) -> str:
 
 def _cidr(value: str) -> str:
     try:
-        ipaddress.ip_network(value)
+        network = ipaddress.ip_network(value, strict=False)
     except ValueError as error:
-        raise ValueError(f"{value!r} is not a CIDR block: {error}") from error
+        raise ValueError(f"{value!r} is not a CIDR block") from error
+    if str(network.network_address) != str(ipaddress.ip_address(value.partition("/")[0])):
+        raise ValueError(f"{value!r} has host bits set: the block is {network}")
     return value
 
 

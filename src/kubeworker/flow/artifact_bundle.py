@@ -19,7 +19,7 @@ from kubeworker.core.artifact import Artifact
 from kubeworker.core.bundle import ImageFile
 from kubeworker.core.lockfile import Lock
 from kubeworker.core.model import Blob
-from kubeworker.errors import BundleError, FileError
+from kubeworker.errors import BundleError, FileError, reason
 from kubeworker.flow.artifact_run import change_lock, read_lock
 from kubeworker.flow.artifacts import lock_path
 from kubeworker.io import bundle_file, oci_archive
@@ -131,4 +131,4 @@ def _place(blob: Path, path: Path) -> None:
             shutil.copyfileobj(file, out, 1 << 20)
     except OSError as error:
         hint = "cluster.yaml names this place (components.containerd.preload_images): make it writable, or name another"
-        raise BundleError(f"can't be written: {error.strerror}", subject=str(path), hint=hint) from error
+        raise BundleError(f"can't be written: {reason(error)}", subject=str(path), hint=hint) from error

@@ -14,7 +14,7 @@ from kubeworker.core.artifact import Architecture, Artifact
 from kubeworker.core.lockfile import Entry, Key, Kind, Lock
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import Artifacts
-from kubeworker.errors import ArtifactError, BlobDamaged, LockfileError
+from kubeworker.errors import ArtifactError, BlobDamaged, LockfileError, reason
 from kubeworker.flow.events import ArtifactReady, Note, Reporter, Transfer, Warning_
 from kubeworker.io import binary
 from kubeworker.io.blob_store import BlobStore
@@ -112,7 +112,7 @@ async def change_lock(run_store: BlobStore, path: Path, change: Callable[[Lock],
         try:
             write_atomically(path, lockfile.render(after).encode())
         except OSError as error:
-            raise ArtifactError(f"can't be written: {error.strerror}", subject=str(path)) from error
+            raise ArtifactError(f"can't be written: {reason(error)}", subject=str(path)) from error
 
 
 async def accept(run: Run, artifact: Artifact, file: Path, origin: Origin) -> Blob:

@@ -17,7 +17,7 @@ from kubeworker.core.artifact import Artifact, ConfigureBuild, GoBuild, ModuleFo
 from kubeworker.core.lockfile import KINDS, Entry, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.recipe import Group
-from kubeworker.errors import ArtifactError, ArtifactMissing
+from kubeworker.errors import ArtifactError, ArtifactMissing, reason
 from kubeworker.flow.artifact_run import Origin, Results, Run, accept, elapsed, pin, progress, trusted
 from kubeworker.io import apt, build, go_modules
 from kubeworker.io.binary import extract
@@ -398,5 +398,5 @@ async def _local(run: Run, artifact: Artifact) -> Blob:
         except FileNotFoundError:
             raise ArtifactMissing("there is no such file", subject=str(path)) from None
         except OSError as error:
-            raise ArtifactError(f"can't be read: {error.strerror}", subject=str(path)) from error
+            raise ArtifactError(f"can't be read: {reason(error)}", subject=str(path)) from error
         return await accept(run, artifact, work / "copy", Origin(kind="local", place=str(path)))

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from kubeworker.core import pki
 from kubeworker.core.component import Certificate, KeyPair
 from kubeworker.core.pki import Ca
-from kubeworker.errors import CredentialsError
+from kubeworker.errors import CredentialsError, reason
 from kubeworker.flow.credentials import RENEW_BEFORE, directory, write_secret
 
 CA_LIFETIME = timedelta(days=3650)
@@ -82,7 +82,7 @@ def write(cluster_file: Path, credentials: ChartCredentials) -> None:
             write_secret(place / f"{name}-key.pem", credentials.pairs[name].key)
             write_secret(place / f"{name}.pem", credentials.pairs[name].cert)
     except OSError as error:
-        text = f"can't be written: {error.strerror}"
+        text = f"can't be written: {reason(error)}"
         hint = f"certificates of {credentials.component} are kept there, beside cluster.yaml"
         raise CredentialsError(text, subject=str(place), hint=hint) from error
 
@@ -97,7 +97,7 @@ def _kept(place: Path, name: str) -> KeyPair | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CredentialsError(f"can't be read: {error.strerror}", subject=str(place / f"{name}.pem")) from error
+        raise CredentialsError(f"can't be read: {reason(error)}", subject=str(place / f"{name}.pem")) from error
 
 
 def _ca_fault(kept: KeyPair | None, now: datetime) -> str:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from kubeworker.core import pki
 from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import CredentialsError
+from kubeworker.errors import CredentialsError, reason
 from kubeworker.io.whole_file import write_atomically
 
 RENEW_BEFORE = timedelta(days=30)
@@ -90,7 +90,7 @@ def write(cluster_file: Path, credential: KubeProxyCredential) -> None:
         write_secret(place / _CERT, credential.cert)
     except OSError as error:
         raise CredentialsError(
-            f"can't be written: {error.strerror}",
+            f"can't be written: {reason(error)}",
             subject=str(place),
             hint="kube-proxy's client certificate is kept there, beside cluster.yaml",
         ) from error
@@ -106,7 +106,7 @@ def _kept(place: Path) -> tuple[bytes, bytes] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CredentialsError(f"can't be read: {error.strerror}", subject=str(place)) from error
+        raise CredentialsError(f"can't be read: {reason(error)}", subject=str(place)) from error
 
 
 def _fault(cert: bytes, key: bytes, ca: CaCertificate, now: datetime) -> str:
@@ -151,7 +151,7 @@ def _read(path: str, what: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise CredentialsError(
-            f"can't be read: {error.strerror}", subject=path, hint=f"{what} in cluster.yaml names this file"
+            f"can't be read: {reason(error)}", subject=path, hint=f"{what} in cluster.yaml names this file"
         ) from error
 
 

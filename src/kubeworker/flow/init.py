@@ -16,7 +16,7 @@ from kubeworker.core import desired, environment_sh, guide_inputs
 from kubeworker.core.desired import Registry
 from kubeworker.core.formats import nginx
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import FileError, GuideFileError
+from kubeworker.errors import FileError, GuideFileError, reason
 from kubeworker.flow.field_docs import FieldDoc, as_yaml, field_docs, first_paragraph
 
 HEAD = """\
@@ -65,9 +65,8 @@ def write(path: Path, registry: Registry, answers: Answers = EXAMPLES) -> None:
         hint = "edit it, or name another file with --out"
         raise FileError("exists already and is not overwritten", subject=str(path), hint=hint) from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         hint = "name a file in a folder that you can write to with --out"
-        raise FileError(f"can't be written: {reason}", subject=str(path), hint=hint) from error
+        raise FileError(f"can't be written: {reason(error)}", subject=str(path), hint=hint) from error
 
 
 def from_guide(path: Path, registry: Registry, *, environment: Path, kube_nginx_conf: Path | None) -> tuple[str, ...]:
@@ -101,9 +100,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise GuideFileError("not a UTF-8 text file", subject=str(path), hint="save it as UTF-8") from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise GuideFileError(
-            f"can't be read: {reason}", subject=str(path), hint="check the path and its mode"
+            f"can't be read: {reason(error)}", subject=str(path), hint="check the path and its mode"
         ) from error
 
 

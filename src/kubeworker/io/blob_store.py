@@ -29,7 +29,7 @@ from pathlib import Path
 
 from kubeworker.core import tar_stream
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
+from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged, reason
 from kubeworker.io.whole_file import write_atomically
 
 _CHUNK = 1 << 20
@@ -48,7 +48,7 @@ class BlobStore:
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(
-                f"can't be made: {error.strerror}", subject=str(root), hint="set XDG_CACHE_HOME to a writable directory"
+                f"can't be made: {reason(error)}", subject=str(root), hint="set XDG_CACHE_HOME to a writable directory"
             ) from error
 
     @classmethod

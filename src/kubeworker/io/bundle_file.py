@@ -16,7 +16,7 @@ from typing import IO
 from kubeworker.core import bundle, lockfile, tar_stream
 from kubeworker.core.bundle import Index
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError, BundleError
+from kubeworker.errors import ArtifactError, BundleError, reason
 from kubeworker.io.blob_store import BlobStore
 
 _CHUNK = 1 << 20
@@ -64,7 +64,7 @@ def write(out: Path, index: Index, lock: bytes, members: Callable[[Blob], Path])
         _read_again(temporary, out)
         temporary.replace(out)
     except OSError as error:
-        raise BundleError(f"can't be written: {error.strerror}", subject=str(out)) from error
+        raise BundleError(f"can't be written: {reason(error)}", subject=str(out)) from error
     finally:
         temporary.unlink(missing_ok=True)
     return Written(size=out.stat().st_size, sha256=copy.hash.hexdigest())
@@ -142,7 +142,7 @@ def unpack(opened: Opened, store: BlobStore) -> None:
                 store.adopt(place, blob)
     except OSError as error:
         hint = "make room there, or set XDG_CACHE_HOME to a directory with more"
-        raise BundleError(f"can't be written: {error.strerror}", subject=str(store.root), hint=hint) from error
+        raise BundleError(f"can't be written: {reason(error)}", subject=str(store.root), hint=hint) from error
 
 
 def _is_in(store: BlobStore, blob: Blob) -> bool:
@@ -164,8 +164,7 @@ def _checked(path: Path) -> str:
                 left -= len(chunk)
             end = file.read(bundle.END_LENGTH + 1)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BundleError(f"can't be read: {reason}", subject=str(path), hint="check the path") from error
+        raise BundleError(f"can't be read: {reason(error)}", subject=str(path), hint="check the path") from error
     wanted = bundle.end(whole.hexdigest())
     if end != wanted:
         # An end that is one but for its hash: the bytes before it are not those that it was made for.

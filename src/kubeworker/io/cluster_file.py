@@ -22,7 +22,7 @@ from kubeworker.core.desired import Registry, validate_components
 from kubeworker.core.merge import stacked
 from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, ControlHostPath
-from kubeworker.errors import SpecError
+from kubeworker.errors import SpecError, reason
 
 FieldPath: TypeAlias = tuple[int | str, ...]
 
@@ -62,6 +62,11 @@ def load(path: Path, registry: Registry = ()) -> ClusterFile:
     return _with_absolute_paths(cluster, registry, path.absolute().parent)
 
 
+def document(path: Path) -> dict[str, Any]:
+    """The file's own content, paths as they stand there; SpecError as by `load`."""
+    return _parse(path, _read(path))[1]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # YAML
 
@@ -75,8 +80,8 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise SpecError("not a UTF-8 text file", subject=str(path), hint="save it as UTF-8") from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise SpecError(f"can't be read: {reason}", subject=str(path), hint="check the path and its mode") from error
+        hint = "check the path and its mode"
+        raise SpecError(f"can't be read: {reason(error)}", subject=str(path), hint=hint) from error
 
 
 def _parse(path: Path, text: str) -> tuple[yaml.Node, dict[str, Any]]:
@@ -96,7 +101,9 @@ def _parse(path: Path, text: str) -> tuple[yaml.Node, dict[str, Any]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        message = " ".join(part for part in (error.context, error.problem) if part)
+        # What the parser was about ("while parsing a flow node") is no help.
+        context = "" if (error.context or "").startswith("while ") else error.context
+        message = " ".join(part for part in (context, error.problem) if part)
         raise SpecError(f"not valid YAML: {message}", subject=where, hint=_yaml_hint(message)) from error
     except yaml.YAMLError as error:
         raise SpecError(f"not valid YAML: {error}", subject=str(path), hint="save it as plain UTF-8 text") from error
@@ -105,7 +112,7 @@ def _parse(path: Path, text: str) -> tuple[yaml.Node, dict[str, Any]]:
 
 
 def _yaml_hint(message: str) -> str:
-    if "\\t" in message or "cannot start any token" in message:
+    if "\\t" in message or "tab character" in message or "cannot start any token" in message:
         return "indent with spaces, and quote values that begin with @, ` or a tab"
     if "mapping values are not allowed" in message:
         return "quote a value that holds `: `, and check the indentation of this line"
@@ -234,41 +241,57 @@ def _problem(root: yaml.Node, details: ErrorDetails, model: type[BaseModel], pre
         case "extra_forbidden":
             fields = _fields_at(model, details["loc"][:-1])
             hint = meant(str(path[-1]), fields)
-            yield Problem(line=_line(root, path), path=path, message="there is no such field", hint=hint)
+            yield Problem(line=_line(root, path), path=path, message=_UNKNOWN, hint=hint)
         case "missing":
             field = _fields_at(model, details["loc"][:-1]).get(str(path[-1]))
             hint = f"add `{path[-1]}`: {_first_sentence(field)}" if field and field.description else ""
-            yield Problem(line=_line(root, path), path=path, message="is required and missing", hint=hint)
+            yield Problem(line=_line(root, path), path=path, message=_MISSING, hint=hint)
         case "value_error":
             for line in str(details["ctx"]["error"]).splitlines():
-                yield _from_validator(root, path, line)
+                yield _from_validator(root, path, line, _about(model, details["loc"]))
         case _:
             message, hint = _explained(path, details)
+            hint = hint or _about(model, details["loc"])
             yield Problem(line=_line(root, path), path=path, message=message, hint=hint)
 
 
 _NAMED = re.compile(r"(?P<field>[a-z][\w-]*(\.[\w-]+)*): (?P<message>.+)")
 
 
-def _from_validator(root: yaml.Node, path: FieldPath, line: str) -> Problem:
+def _from_validator(root: yaml.Node, path: FieldPath, line: str, about: str = "") -> Problem:
     """A model's own message; a whole-file validator begins it with the field that is wrong."""
     named = _NAMED.fullmatch(line)
     if named:
         path = (*path, *(int(part) if part.isdigit() else part for part in named["field"].split(".")))
         line = named["message"]
-    return Problem(line=_line(root, path), path=path, message=line, hint=_way_out(path, line))
+    return Problem(line=_line(root, path), path=path, message=line, hint=_way_out(path, line) or about)
+
+
+_WAYS_OUT = {
+    "overlaps": "choose two networks that share no address",
+    "is not inside": "take an address of the service network; the guide uses the second one (10.254.0.2)",
+    "lies inside": "node addresses belong to the machines' own network: change the address or the network",
+    "has host bits set": "write the network's first address",
+    "is not a CIDR block": "write ADDRESS/BITS, such as 172.30.0.0/16",
+    "is not HOST:PORT": "write both, such as 10.0.0.1:6443 or [fd00::1]:6443",
+    "is not a node name": "use lower-case letters, digits, hyphens and dots",
+    "is not key=value:Effect": "write it like dedicated=gpu:NoSchedule",
+    "is not an absolute path": "begin it with /, and without .. in it",
+    "is not a loopback address": "give a loopback address such as 127.0.0.1:8443, the default",
+    "listens on an IP address": "give a loopback address such as 127.0.0.1:8443, the default",
+    "must be a URL": "write it like https://mirror.example or http://10.0.0.5:5000/path",
+    "must not hold a user": "take it out, and give header_files: {Authorization: FILE}",
+}
+"""By words of the message."""
 
 
 def _way_out(path: FieldPath, message: str) -> str:
-    if "overlaps" in message:
-        return "choose two networks that share no address"
-    if "is not inside" in message:
-        return "take an address of the service network; the guide uses the second one (10.254.0.2)"
-    if "lies inside" in message:
-        return "node addresses belong to the machines' own network: change the address or the network"
     if "is also the" in message:
         return f"each node needs its own {path[-1]}"
-    return ""
+    if "is not an IP address" in message:
+        named = "; a name to connect to goes into `ssh: {host: NAME}`" if path[-1] == "address" else ""
+        return f"write the address itself, such as 10.0.0.11{named}"
+    return next((hint for words, hint in _WAYS_OUT.items() if words in message), "")
 
 
 def _explained(path: FieldPath, details: ErrorDetails) -> tuple[str, str]:
@@ -288,11 +311,40 @@ def _explained(path: FieldPath, details: ErrorDetails) -> tuple[str, str]:
         case "tuple_type" | "list_type":
             return f"must be a list, not {_kind(given)}", "write [a, b], or one `- item` a line"
         case "model_type" | "dict_type" | "model_attributes_type":
-            return f"must be a map of fields, not {_kind(given)}", ""
+            return f"must be a map of fields, not {_kind(given)}", "write {field: value}, or one `field: value` a line"
         case "too_short":
-            return "must hold at least one item", ""
+            return "must hold at least one item", "write [a, b], or one `- item` a line"
+    wanted = _WANTED.get(details["type"])
+    if wanted:
+        return f"must be {wanted}, not {_shown(given)}", ""
+    bound = _BOUNDS.get(details["type"])
+    if bound:
+        return f"must be {bound[0]} {details.get('ctx', {}).get(bound[1])}, not {given}", ""
     message = details["msg"].removeprefix("Input ").removeprefix("Value error, ")
     return f"{message} (it is {given!r})" if isinstance(given, str | int | float) else message, ""
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+}
+_BOUNDS = {
+    "greater_than": (">", "gt"),
+    "greater_than_equal": (">=", "ge"),
+    "less_than": ("<", "lt"),
+    "less_than_equal": ("<=", "le"),
+}
+"""pydantic's kinds of error, in the words that the command line has too."""
+
+
+def _shown(given: object) -> str:
+    return repr(given) if isinstance(given, str) else str(given) if isinstance(given, int | float) else _kind(given)
 
 
 def _kind(value: object) -> str:
@@ -314,7 +366,17 @@ def _kind(value: object) -> str:
 
 
 def _first_sentence(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split())
+    return " ".join((field.description or "").split()).partition(". ")[0].removesuffix(".")
+
+
+def _about(model: type[BaseModel], path: FieldPath) -> str:
+    """What the field is for, of which nothing better is known to say."""
+    names = tuple(part for part in path if isinstance(part, str))
+    for end in range(len(names), 0, -1):
+        field = _fields_at(model, names[: end - 1]).get(names[end - 1])
+        if field and field.description:
+            return f"{names[end - 1]}: {_first_sentence(field)}"
+    return ""
 
 
 def _fields_at(model: type[BaseModel], path: FieldPath) -> Mapping[str, FieldInfo]:
@@ -346,12 +408,29 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _error(path: Path, problems: Sequence[Problem]) -> SpecError:
     """One error for all problems: the first is its subject, the others follow a line each."""
-    first, *others = sorted(dict.fromkeys(problems), key=lambda problem: problem.line)
-    message = first.message
-    if others:
-        lines = (f"  {_where(path, each)}: {each.message}{f' ({each.hint})' if each.hint else ''}" for each in others)
-        message = "\n".join((message, f"and {len(others)} more:", *lines))
-    return SpecError(message, subject=_where(path, first), hint=first.hint)
+    first, *others = sorted(_causes(problems), key=lambda problem: problem.line)
+    if not others:
+        return SpecError(first.message, subject=_where(path, first), hint=first.hint)
+    lines = (f"  {_where(path, each)}: {_with_hint(each)}" for each in others)
+    message = "\n".join((_with_hint(first), f"and {len(others)} more:", *lines))
+    return SpecError(message, subject=_where(path, first), hint="correct them all: nothing was done yet")
+
+
+def _causes(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Each once, and no field as missing that stands there with a typing error."""
+    mistyped = {
+        (*each.path[:-1], each.hint.removeprefix(_MEANT).removesuffix("?"))
+        for each in problems
+        if each.message == _UNKNOWN and each.hint.startswith(_MEANT)
+    }
+    return tuple(dict.fromkeys(each for each in problems if each.message != _MISSING or each.path not in mistyped))
+
+
+def _with_hint(problem: Problem) -> str:
+    return f"{problem.message} ({problem.hint})" if problem.hint else problem.message
+
+
+_UNKNOWN, _MISSING, _MEANT = "there is no such field", "is required and missing", "did you mean "
 
 
 def _where(path: Path, problem: Problem) -> str:

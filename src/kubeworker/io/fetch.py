@@ -14,7 +14,7 @@ from typing import BinaryIO, Self, TypeVar
 import httpx2
 import stamina
 
-from kubeworker.errors import ArtifactChanged, ArtifactError, ArtifactMissing
+from kubeworker.errors import ArtifactChanged, ArtifactError, ArtifactMissing, reason
 
 # stamina logs each retry, and Python prints what nobody handles: events and errors say it in our words.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
@@ -78,7 +78,7 @@ class Fetcher:
         try:
             digest = await self._patiently(url, lambda: self._once(url, partial, progress))
         except OSError as error:
-            raise ArtifactError(f"can't be written: {error.strerror}", subject=str(partial), hint=url) from error
+            raise ArtifactError(f"can't be written: {reason(error)}", subject=str(partial), hint=url) from error
         _note(partial).unlink(missing_ok=True)
         if sha256 and digest != sha256:
             partial.unlink()

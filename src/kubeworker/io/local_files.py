@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from kubeworker.errors import FileError
+from kubeworker.errors import FileError, reason
 
 
 def read(paths: Iterable[str]) -> dict[str, bytes]:
@@ -23,8 +23,7 @@ def _read(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise FileError(f"can't be read: {reason}", subject=str(path), hint=hint) from error
+        raise FileError(f"can't be read: {reason(error)}", subject=str(path), hint=hint) from error
     if not content.strip():
         raise FileError("is empty", subject=str(path), hint=hint)
     return content

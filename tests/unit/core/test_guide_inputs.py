@@ -104,7 +104,7 @@ def test_a_dot_at_the_end_of_the_domain_goes_and_is_said() -> None:
         (("(10.1.0.1 10.1.0.2)", '"10.1.0.1 10.1.0.2"'), "1: NODE_IPS: is one value; an array is meant"),
         (("(10.1.0.1 10.1.0.2)", "()"), "1: NODE_IPS: is empty"),
         (("=172.30.0.0/16", "=(172.30.0.0/16)"), "3: CLUSTER_CIDR: is an array; one value is meant"),
-        (("172.30.0.0/16", "172.30.1.0/16"), "3: CLUSTER_CIDR: '172.30.1.0/16' is not a CIDR block"),
+        (("172.30.0.0/16", "172.30.1.0/16"), "3: CLUSTER_CIDR: '172.30.1.0/16' has host bits set"),
         (("10.254.0.2", "10.255.0.2"), "5: CLUSTER_DNS_SVC_IP: 10.255.0.2 is not inside"),
         (("172.30.0.0/16", "10.1.0.0/16"), "1: NODE_IPS: 10.1.0.1 lies inside"),
         (("k8s-02", "K8S_02"), "2: NODE_NAMES: 'K8S_02' is not a node name"),

@@ -64,7 +64,7 @@ def site(tmp_path: Path) -> Site:
 def test_a_missing_file_is_named_with_the_field_that_names_it(site: Site) -> None:
     site.new_ca()
     (site.folder / "ca-key.pem").unlink()
-    with pytest.raises(CredentialsError, match="No such file") as caught:
+    with pytest.raises(CredentialsError, match="no such file") as caught:
         credentials.load_ca(site.cluster(), now=NOW)
     assert caught.value.subject == str(site.folder / "ca-key.pem")
     assert "cluster.ca.key" in caught.value.hint

@@ -39,12 +39,13 @@ def refused(tmp_path: Path) -> Refusal:
 @pytest.mark.parametrize(
     ("before", "after", "subject", "message", "hint"),
     [
+        ("  dns_service_ip: 10.254.0.2\n", "", "cluster.yaml:1: cluster.dns_service_ip", "required and missing", "add"),
         (
             "  dns_service_ip",
             "  dns_servce_ip",
-            "cluster.yaml:1: cluster.dns_service_ip",
-            "required and missing",
-            "add",
+            "cluster.yaml:5: cluster.dns_servce_ip",
+            "no such field",
+            "did you mean dns_service_ip?",
         ),
         ("nodes:", "node: 1\nnodes:", "cluster.yaml:6: node", "no such field", "did you mean nodes?"),
         ("nodes:", "cni: brigde\nnodes:", "cluster.yaml:6: cni", "is not one of", "did you mean bridge?"),
@@ -77,8 +78,8 @@ def refused(tmp_path: Path) -> Refusal:
             "nodes:",
             "components:\n  kubelet:\n    max_pods: many\nnodes:",
             "cluster.yaml:8: components.kubelet.max_pods",
-            "integer",
-            "",
+            "must be a whole number, not 'many'",
+            "Upper bound",
         ),
         (
             "address: 172.31.32.72}",
