@@ -9,6 +9,7 @@ import pytest
 from tests.contract.control_plane import ControlPlane
 
 from kubeworker.core import kube_views
+from kubeworker.core.shard import Shard
 from kubeworker.errors import LockHeld
 from kubeworker.flow.events import Event, Note
 from kubeworker.flow.run_lock import NAMESPACE, RunLock, died_here, identity
@@ -105,3 +106,29 @@ async def test_of_many_at_once_exactly_one_gets_it(control_plane: ControlPlane) 
         )
     assert len(inside) == 1
     assert sum(isinstance(outcome, LockHeld) for outcome in outcomes) == 4
+
+
+def shard_lock(kube: Kube, index: int, holder: str) -> RunLock:
+    part = Shard(index=index, count=3)
+    return RunLock(kube, lambda _: None, shard=part, holder=holder, stale=3, renew=0.3)
+
+
+async def test_parts_go_side_by_side_and_shut_out_a_run_over_the_fleet_and_the_other_way_round(
+    control_plane: ControlPlane,
+) -> None:
+    async with await admin(control_plane) as kube:
+        whole = RunLock(kube, lambda _: None, holder="elsewhere/fleet", stale=3, renew=0.3)
+        async with shard_lock(kube, 0, "elsewhere/0"), shard_lock(kube, 2, "elsewhere/2"):
+            with pytest.raises(LockHeld, match="elsewhere/2"):
+                await shard_lock(kube, 2, "elsewhere/again").__aenter__()
+            with pytest.raises(LockHeld, match="elsewhere/0"):
+                await whole.__aenter__()
+            assert await holder_of(kube, "kubeworker") == "", "one that was turned away holds nothing"
+        async with RunLock(kube, lambda _: None, holder="elsewhere/fleet", stale=3, renew=0.3):
+            with pytest.raises(LockHeld, match="elsewhere/fleet"):
+                await shard_lock(kube, 1, "elsewhere/1").__aenter__()
+            assert await holder_of(kube, "kubeworker-shard-1") == ""
+        async with asyncio.timeout(2), shard_lock(kube, 1, "elsewhere/1"):
+            assert await holder_of(kube, "kubeworker-shard-1") == "elsewhere/1"
+        for index in range(3):
+            await kube.delete("Lease", f"kubeworker-shard-{index}", namespace=NAMESPACE)

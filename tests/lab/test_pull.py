@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -50,13 +49,12 @@ class Site:
 @pytest.fixture(scope="module")
 def site(deployed: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     served = tmp_path_factory.mktemp("served")
-    bridge = next(ip_network(f"{deployed.machine(NODE).address}/24", strict=False).hosts())
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_what: object) -> None: ...
 
-    server = ThreadingHTTPServer((str(bridge), 0), partial(Quiet, directory=str(served)))
-    url = f"http://{bridge}:{server.server_address[1]}"
+    server = ThreadingHTTPServer((deployed.gateway, 0), partial(Quiet, directory=str(served)))
+    url = f"http://{deployed.gateway}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     document = yaml.safe_load(deployed.cluster_yaml.read_text())

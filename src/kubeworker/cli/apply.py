@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter, validators
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Html, Json, JsonEvents, Nodes, Plain, Quiet, Yes, form
+from kubeworker.cli.options import (
+    DEFAULT_FILE,
+    File,
+    Flag,
+    Html,
+    Json,
+    JsonEvents,
+    Nodes,
+    Plain,
+    Quiet,
+    Shard,
+    Yes,
+    form,
+)
 
 if TYPE_CHECKING:
     from kubeworker.cli.report import Screen
@@ -24,6 +37,7 @@ async def apply(
     *,
     file: File = DEFAULT_FILE,
     node: Nodes = (),
+    shard: Shard = "",
     yes: Yes = False,
     serial: Annotated[int | None, Parameter(negative="", validator=validators.Number(gte=1))] = None,
     max_failures: Annotated[int, Parameter(negative="", validator=validators.Number(gte=0))] = 0,
@@ -43,6 +57,7 @@ async def apply(
     Args:
         file: The cluster file; paths in it are relative to it.
         node: Only this node; may be given several times.
+        shard: I/N, from 0/N to N-1/N: only this part of the fleet. Runs over different parts go side by side.
         yes: Don't ask. Needed where there is no terminal.
         serial: Nodes in one batch; the next starts when this one is healthy. Default: all at once.
         max_failures: Nodes that may fail before no further batch is started.
@@ -58,6 +73,7 @@ async def apply(
     from kubeworker.cli.output import check_writable, console, is_interactive, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_apply import print_result
+    from kubeworker.core.shard import parse
     from kubeworker.errors import UsageError
     from kubeworker.flow.apply import Options
     from kubeworker.flow.apply import apply as carry_out
@@ -69,7 +85,13 @@ async def apply(
         raise UsageError(why, subject="kubeworker apply", hint=hint)
     if html:
         check_writable(html)
-    request = Request(cluster_file=file, nodes=node, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
+    request = Request(
+        cluster_file=file,
+        nodes=node,
+        shard=parse(shard) if shard else None,
+        rehash=rehash,
+        accept_new_host_keys=accept_new_host_keys,
+    )
     with reporting(json_events=json_events, form=form(quiet=quiet, plain=plain)) as report:
         confirm = _confirm(report, ask_first=not yes, show=not json and not quiet, full=full)
         done = await carry_out(request, Options(serial=serial or 0, max_failures=max_failures), confirm, report)

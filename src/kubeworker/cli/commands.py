@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": ("explain:explain", "Why a path, key, unit, check, action or error is as it is."),
     "csr": ("csr:app", "Certificate requests of nodes: list them, approve by the rules."),
     "token": ("token:app", "Bootstrap tokens: list them, take them back."),
+    "job": ("job:app", "Apply from inside the cluster, in parts: an Indexed Job."),
     "lab": ("lab:app", "A local lab of real machines with a real control plane."),
     "drill": ("drill:app", "Failures on purpose, on a lab, and what they cost."),
 }

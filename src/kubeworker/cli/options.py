@@ -24,6 +24,9 @@ Yes: TypeAlias = Annotated[bool, Parameter(name=["--yes", "-y"], negative="", sh
 Nodes: TypeAlias = Annotated[tuple[str, ...], Parameter(name=["--node", "-n"], negative="", consume_multiple=False)]
 """`--node NAME`, repeatable: only these nodes."""
 
+Shard: TypeAlias = Annotated[str, Parameter(name="--shard", negative="", show_default=False)]
+"""`--shard I/N`: only this part of the fleet."""
+
 Compare: TypeAlias = Annotated[bool, Parameter(name="--compare")]
 """`--no-compare` takes it away."""
 

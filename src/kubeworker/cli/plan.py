@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Html, Json, JsonEvents, Nodes, Plain, Quiet, form
+from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Html, Json, JsonEvents, Nodes, Plain, Quiet, Shard, form
 
 if TYPE_CHECKING:
     from kubeworker.cli.report_plan import PlanDocument
@@ -14,6 +14,7 @@ async def plan(
     *,
     file: File = DEFAULT_FILE,
     node: Nodes = (),
+    shard: Shard = "",
     full: Flag = False,
     html: Html = None,
     quiet: Quiet = False,
@@ -30,6 +31,7 @@ async def plan(
     Args:
         file: The cluster file; paths in it are relative to it.
         node: Only this node; may be given several times.
+        shard: I/N, from 0/N to N-1/N: only this part of the fleet. Runs over different parts go side by side.
         full: Show new files in full too.
         html: Also write the plan as one HTML file, with every diff.
         quiet: No progress; nothing where nothing is to do, else one line.
@@ -42,12 +44,19 @@ async def plan(
     from kubeworker.cli.output import check_writable, console, print_document, write_file
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_plan import print_plan, summary
+    from kubeworker.core.shard import parse
     from kubeworker.flow.plan import plan as make
     from kubeworker.flow.session import Request
 
     if html:
         check_writable(html)
-    request = Request(cluster_file=file, nodes=node, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
+    request = Request(
+        cluster_file=file,
+        nodes=node,
+        shard=parse(shard) if shard else None,
+        rehash=rehash,
+        accept_new_host_keys=accept_new_host_keys,
+    )
     with reporting(json_events=json_events, form=form(quiet=quiet, plain=plain)) as report:
         made = await make(request, report)
     document = cast("PlanDocument", made.as_json())

@@ -152,7 +152,7 @@ async def _locked(session: Session) -> AsyncIterator[bool]:
     if session.kube is None:
         yield False
         return
-    async with RunLock(session.kube, session.report) as lock:
+    async with RunLock(session.kube, session.report, shard=session.request.shard) as lock:
         yield lock.waited
 
 

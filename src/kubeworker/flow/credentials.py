@@ -10,7 +10,8 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kubeworker.core import pki
+from kubeworker.core import handed, pki
+from kubeworker.core.handed import Handed
 from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError, reason
@@ -45,6 +46,17 @@ NO_KUBE_PROXY = KubeProxyCredential(cert=b"", key=b"", status="kept", reason="")
 def directory(cluster_file: Path) -> Path:
     """Where this cluster's own secrets lie: `.kubeworker` beside cluster.yaml."""
     return cluster_file.parent / ".kubeworker"
+
+
+def handed_over(cluster_file: Path) -> Handed | None:
+    """What another control host handed over for a run here (`kubeworker job`); None on a control host."""
+    path = directory(cluster_file) / handed.NAME
+    try:
+        return handed.parse(path.read_text(), subject=str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CredentialsError(f"can't be read: {error.strerror}", subject=str(path)) from error
 
 
 def load_ca(cluster: ClusterFile, *, now: datetime) -> Ca:

@@ -14,6 +14,7 @@ from kubeworker.components import kubelet
 from kubeworker.core import bootstrap_token, cluster_objects, csr, desired
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core.handed import Handed
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, CredentialsError
@@ -53,26 +54,34 @@ class ClusterReading:
     labelled: frozenset[str] = frozenset()
     """Nodes whose labels and taints are this run's to look at."""
     owned: Mapping[str, str] = field(default_factory=dict)
+    handed: bool = False
+    """The tokens were handed over: none are made or taken away, and bindings are somebody else's."""
     warnings: tuple[str, ...] = ()
 
 
-async def read_cluster(kube: Kube, cluster: ClusterFile, nodes: Collection[str] | None = None) -> ClusterReading:
+async def read_cluster(
+    kube: Kube, cluster: ClusterFile, nodes: Collection[str] | None = None, *, handed: Handed | None = None
+) -> ClusterReading:
     """Read all of it. `nodes`: a run for these only; None: for every node of cluster.yaml.
 
-    A run for a few nodes reads those Nodes only, unless `cni: bridge` needs everybody's podCIDR for its routes.
+    With what was `handed` over, neither Secrets nor bindings are read. A run for a few nodes reads those Nodes only,
+    unless `cni: bridge` needs everybody's podCIDR for its routes.
     """
     names = frozenset(node.name for node in cluster.nodes) if nodes is None else frozenset(nodes)
     asked = None if nodes is None or cluster.cni == "bridge" else names
 
     async def bindings() -> tuple[Document, ...]:
+        if handed is not None:
+            return ()
         found = [await kube.get("ClusterRoleBinding", each["metadata"]["name"]) for each in _bindings(cluster)]
         return tuple(each for each in found if each is not None)
 
     async def records() -> tuple[tuple[BootstrapToken, ...], dict[str, str]]:
-        return await kube.tokens(), cluster_objects.owned_record(await kube.owned_record())
+        owned = cluster_objects.owned_record(await kube.owned_record())
+        return (await kube.tokens() if handed is None else handed.tokens), owned
 
     async def rest() -> tuple[tuple[NodeStatus, ...], tuple[str, ...]]:
-        return await kube.nodes(asked), await guarded_warnings(kube, cluster)
+        return await kube.nodes(asked), await guarded_warnings(kube, cluster) if handed is None else ()
 
     # Three at a time, not all: each further connection costs a handshake, and the nodes' probes take longer than this.
     async with asyncio.TaskGroup() as group:
@@ -82,7 +91,13 @@ async def read_cluster(kube: Kube, cluster: ClusterFile, nodes: Collection[str] 
     tokens, owned = ours.result()
     found, warnings = seen.result()
     return ClusterReading(
-        bindings=roles.result(), tokens=tokens, nodes=found, labelled=names, owned=owned, warnings=warnings
+        bindings=roles.result(),
+        tokens=tokens,
+        nodes=found,
+        labelled=names,
+        owned=owned,
+        handed=handed is not None,
+        warnings=warnings,
     )
 
 
@@ -98,12 +113,26 @@ def decide(
     joining = tuple(joining)
     rejoining = frozenset(joining) & {node.name for node in reading.nodes}
     tokens = bootstrap_token.plan(joining, reading.tokens, now)
+    labelled = [node for node in reading.nodes if node.name in reading.labelled]
+    if reading.handed:
+        return ClusterPlan(
+            actions=cluster_objects.node_actions(cluster, labelled, reading.owned),
+            tokens=tokens.reuse,
+            rejoining=rejoining,
+            nodes=reading.nodes,
+            warnings=(
+                *reading.warnings,
+                *(
+                    f"{node} has to join, and no token for it was handed over: render the Job again"
+                    for node in tokens.create
+                ),
+            ),
+        )
     expires = now + timedelta(minutes=desired.config(kubelet.COMPONENT, cluster).token_minutes_for(cluster))
     created = tuple(
         bootstrap_token.make(randomness(bootstrap_token.RANDOM_BYTES), node=node, expires=expires)
         for node in tokens.create
     )
-    labelled = [node for node in reading.nodes if node.name in reading.labelled]
     return ClusterPlan(
         actions=(
             *cluster_objects.binding_actions(_bindings(cluster), reading.bindings),

@@ -1,4 +1,8 @@
-"""One run at a time per cluster: a Lease in kube-system that the run holds and renews.
+"""One run at a time per node: a Lease in kube-system that the run holds and renews.
+
+A run over the fleet holds one, and none may begin while a run over a part of it (`--shard`) holds its own; runs over
+different parts go side by side, and none of them begins while a run over the fleet goes on. Each takes its own Lease
+before it looks at the others', so that of two that begin at once at most one goes on.
 
 Clocks of two control hosts are never compared: a lock is stale when this observer has seen it unchanged for 60 s of
 its own clock, or when its holder was a process of this very machine that is gone.
@@ -15,12 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from kubeworker.core import kube_views
+from kubeworker.core.shard import FLEET, Shard, is_shard
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, LockHeld
 from kubeworker.flow.events import Note, Reporter, Warning_
 from kubeworker.io.kube import Kube
 
 NAMESPACE = "kube-system"
-NAME = "kubeworker"
 STALE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
 
@@ -37,15 +41,20 @@ class RunLock:
         kube: Kube,
         report: Reporter,
         *,
-        name: str = NAME,
+        shard: Shard | None = None,
+        name: str = "",
         holder: str = "",
         stale: float = STALE_SECONDS,
         renew: float = RENEW_SECONDS,
     ) -> None:
-        """`stale` and `renew` in seconds; `holder` is this process unless a test says otherwise."""
+        """`stale` and `renew` in seconds; `holder` is this process unless a test says otherwise.
+
+        `shard`: the part of the fleet that the run works on; None: any node of it. `name`: another Lease, for tests.
+        """
         self._kube = kube
         self._report = report
-        self._name = name
+        self._name = name or (shard.lease if shard else FLEET)
+        self._shard = shard
         self._holder = holder or identity()
         self._stale = stale
         self._renew = renew
@@ -59,6 +68,12 @@ class RunLock:
     async def __aenter__(self) -> Self:
         """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
         await self._acquire()
+        try:
+            for other in await self._others():
+                await self._freed(other)
+        except BaseException:
+            await self._release()
+            raise
         self._body = asyncio.current_task()
         self._task = asyncio.create_task(self._keep())
         return self
@@ -76,24 +91,32 @@ class RunLock:
             raise self._lost from error
         await self._release()
 
+    async def _others(self) -> tuple[str, ...]:
+        """The Leases of runs that this one may not go beside."""
+        if self._shard is not None:
+            return (FLEET,)
+        leases = map(kube_views.lease, await self._kube.list("Lease", namespace=NAMESPACE))
+        return tuple(each.name for each in leases if is_shard(each.name) and each.holder)
+
     async def _acquire(self) -> None:
+        while not await self._take(await self._freed(self._name)):
+            pass
+
+    async def _freed(self, name: str) -> dict[str, Any] | None:
+        """The Lease of that name (None: there is none) once no living run holds it; LockHeld if one does."""
         loop = asyncio.get_running_loop()
         seen, since = "", loop.time()
         while True:
-            found = await self._kube.get("Lease", self._name, namespace=NAMESPACE)
+            found = await self._kube.get("Lease", name, namespace=NAMESPACE)
             if found is None:
-                if await self._take(None):
-                    return
-                continue
+                return None
             lease = kube_views.lease(found)
             if not lease.holder or died_here(lease.holder) or (seen and loop.time() - since >= self._stale):
-                if await self._take(found):
-                    return
-                continue
+                return found
             if seen and lease.resource_version != seen:
                 raise LockHeld(
                     f"another run works on this cluster: {lease.holder}",
-                    subject=f"Lease {NAMESPACE}/{self._name}",
+                    subject=f"Lease {NAMESPACE}/{name}",
                     hint="wait until it is done; a run that died is noticed after a minute",
                 )
             self.waited = True
@@ -101,7 +124,7 @@ class RunLock:
                 seen, since = lease.resource_version, loop.time()
                 self._report(
                     Note(
-                        subject=f"Lease {NAMESPACE}/{self._name}",
+                        subject=f"Lease {NAMESPACE}/{name}",
                         text=f"held by {lease.holder}; looking for up to {self._stale:.0f} s whether that run is alive",
                     )
                 )

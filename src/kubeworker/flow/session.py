@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -15,11 +15,13 @@ from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
+from kubeworker.core.handed import Handed
 from kubeworker.core.model import Blob
 from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
+from kubeworker.core.shard import Shard
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.errors import ApiUnreachable, NodeUnreachable, UsageError
+from kubeworker.errors import ApiUnreachable, CredentialsError, NodeUnreachable, UsageError
 from kubeworker.flow import artifacts, charts, credentials
 from kubeworker.flow.charts import Release
 from kubeworker.flow.credentials import KubeProxyCredential
@@ -38,6 +40,8 @@ class Request:
     cluster_file: Path
     nodes: tuple[str, ...] = ()
     """Only these nodes; empty: all."""
+    shard: Shard | None = None
+    """Only those of these nodes that belong to this part of the fleet."""
     rehash: bool = False
     """Hash every file on the nodes again, whatever their index says."""
     accept_new_host_keys: bool = False
@@ -65,6 +69,8 @@ class Session:
     """None: no kube-apiserver answers, and `trouble` says why."""
     trouble: str = ""
     connections: Mapping[str, Outcome[Node]]
+    handed: Handed | None = None
+    """What was handed over for this run, in place of keys, local files and the right to make tokens."""
     report: Reporter
 
     def inputs(self, bootstrap_token: str = "") -> Inputs:
@@ -107,13 +113,18 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
     """
     registry = discover()
     cluster = cluster_file.load(request.cluster_file, registry)
-    chosen = select(cluster, request.nodes)
+    request, chosen = _chosen(request, cluster)
     now = datetime.now(UTC)
-    ca = (credentials.load_ca_certificate if read_only else credentials.load_ca)(cluster, now=now)
+    handed = credentials.handed_over(request.cluster_file)
+    ca = (credentials.load_ca_certificate if read_only or handed else credentials.load_ca)(cluster, now=now)
     lifetime = timedelta(days=desired.config(kube_proxy.COMPONENT, cluster).certificate_days)
     proxy = credentials.NO_KUBE_PROXY
     if any(kube_proxy.deployed_on(node, cluster) for node in cluster.nodes):
         proxy = credentials.kube_proxy(request.cluster_file, ca, now=now, lifetime=lifetime)
+    if handed and proxy.status != "kept":
+        text = f"the client certificate that was handed over is of no use: {proxy.reason}"
+        raise CredentialsError(text, subject="kube-proxy", hint="render the Job again where the CA's key is")
+    archives, files = desired.archives(cluster, registry), desired.local_files(cluster, registry)
     store = BlobStore.default()
     async with AsyncExitStack() as stack:
         kube, connections, blobs, tools = await _open(request, cluster, registry, chosen, store, stack, report)
@@ -125,14 +136,17 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
             ca=ca,
             proxy=proxy,
             blobs=blobs,
-            archives={path: oci_archive.read(Path(path), store) for path in desired.archives(cluster, registry)},
-            local_files=local_files.read(desired.local_files(cluster, registry)),
-            releases=charts.releases(request.cluster_file, cluster, registry, now=now),
+            archives=dict(zip(archives, handed.archives, strict=True))
+            if handed
+            else {path: oci_archive.read(Path(path), store) for path in archives},
+            local_files=dict(zip(files, handed.local_files, strict=True)) if handed else local_files.read(files),
+            releases=() if handed else charts.releases(request.cluster_file, cluster, registry, now=now),
             tools=tools,
             store=store,
             kube=kube if isinstance(kube, Kube) else None,
             trouble="" if isinstance(kube, Kube) else kube.message,
             connections=connections,
+            handed=handed,
             report=report,
         )
 
@@ -177,6 +191,18 @@ def select(cluster: ClusterFile, names: Sequence[str]) -> tuple[NodeSpec, ...]:
         if name not in known:
             raise UsageError(f"there is no node {name!r}", subject="--node", hint=meant(name, known, alike=True))
     return tuple(each for each in cluster.nodes if not names or each.name in names)
+
+
+def _chosen(request: Request, cluster: ClusterFile) -> tuple[Request, tuple[NodeSpec, ...]]:
+    """The nodes of the request, which names each of them where it is for a part of the fleet."""
+    chosen = select(cluster, request.nodes)
+    if request.shard is None:
+        return request, chosen
+    mine = tuple(each for each in chosen if each.name in request.shard)
+    if not mine:
+        text = f"no node belongs to part {request.shard}"
+        raise UsageError(text, subject="--shard", hint="use fewer parts: nodes are assigned by a hash of their names")
+    return replace(request, nodes=tuple(each.name for each in mine)), mine
 
 
 async def connect_kube(cluster: ClusterFile) -> Kube | ApiUnreachable:

@@ -212,6 +212,11 @@ def place_own(tree: Path) -> None:
     compileall.compile_dir(
         target, quiet=1, stripdir=str(tree), prependdir="/", invalidation_mode=PycInvalidationMode.UNCHECKED_HASH
     )
+    # As pip leaves it: a node's record says which version has applied.
+    version = distribution("kubeworker").version
+    record = tree / _LIBRARIES / f"kubeworker-{version}.dist-info/METADATA"
+    record.parent.mkdir()
+    record.write_text(f"Metadata-Version: 2.1\nName: kubeworker\nVersion: {version}\n")
     launcher = tree / "usr/bin/kubeworker"
     launcher.parent.mkdir(parents=True, exist_ok=True)
     launcher.write_text(_LAUNCHER)
