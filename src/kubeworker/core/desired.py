@@ -25,6 +25,7 @@ from kubeworker.core.model import (
 )
 from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.core.stage_memo import StageMemo
 from kubeworker.errors import SpecError
 
 Registry = Sequence[Component[Any]]
@@ -44,6 +45,8 @@ class Inputs:
     """This node's: the bootstrap token is its own."""
     tool: str = ""
     """The tool's own version."""
+    memo: StageMemo = field(default_factory=StageMemo, repr=False, compare=False)
+    """What was computed for this cluster, these blobs, archives and files before."""
 
     def state(self, node: NodeSpec, facts: Facts) -> NodeState:
         """The node's desired state under these facts."""
@@ -56,6 +59,7 @@ class Inputs:
             local_files=self.local_files,
             credentials=self.credentials,
             facts=facts,
+            memo=self.memo,
         )
         return replace(state, origin=Origin(tool=self.tool, inputs=inputs_digest(self.cluster, node)))
 
@@ -135,11 +139,16 @@ def desired(
     local_files: Mapping[str, bytes],
     credentials: Credentials,
     facts: Facts,
+    memo: StageMemo | None = None,
 ) -> NodeState:
     """All stages of one node, in order. The set of paths named does not depend on `facts`.
 
-    Raises SpecError when two components claim one path.
+    `memo` is one for all calls with the same cluster, blobs, archives and files. Raises SpecError when two components
+    claim one path.
     """
+    if memo is None or node.components:
+        # Settings of the node's own are no part of what a memo knows stages by.
+        memo = StageMemo()
     cluster = cluster.as_seen_by(node)
     stages: dict[str, Stage] = {}
     enabled = [component for component in registry if component.enabled(cluster)]
@@ -147,7 +156,7 @@ def desired(
         context: Context[Any] = Context(
             cluster=cluster,
             node=node,
-            config=config(component, cluster),
+            config=_config(component, cluster, memo),
             blobs=blobs,
             archives=archives,
             local_files=local_files,
@@ -155,10 +164,18 @@ def desired(
             facts=facts,
             needs=tuple(need for stage in stages.values() for need in stage.requirements) if component.gathers else (),
         )
-        stages[component.name] = component.stage(context)
+        stages[component.name] = memo.stage(component, context)
     ordered = tuple(stages[component.name] for component in enabled)
     _one_owner(ordered)
     return NodeState(node=node.name, bin_dir=cluster.paths.bin_dir, stages=_without_fulfilled(ordered))
+
+
+def _config(component: Component[ConfigT], cluster: ClusterFile, memo: StageMemo) -> ConfigT:
+    known = memo.config(component)
+    if known is None:
+        known = config(component, cluster)
+        memo.keep_config(component, known)
+    return known
 
 
 def artifacts(cluster: ClusterFile, registry: Registry) -> tuple[Artifact, ...]:

@@ -6,6 +6,7 @@ small derivations. A component returns one `Stage`; all stages of a node make it
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +21,12 @@ class Blob:
     """Lower-case hex digest of the whole file."""
     size: int
     """Bytes."""
+
+
+# Of most files a fleet has one content, which is asked for its hash several times a node.
+@functools.lru_cache(maxsize=8192)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +52,7 @@ class File:
     @property
     def sha256(self) -> str:
         """Lower-case hex digest of the content."""
-        return hashlib.sha256(self.content).hexdigest()
+        return _sha256(self.content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

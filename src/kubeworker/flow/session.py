@@ -21,6 +21,7 @@ from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
 from kubeworker.core.shard import Shard
 from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.core.stage_memo import StageMemo
 from kubeworker.errors import ApiUnreachable, CredentialsError, NodeUnreachable, UsageError
 from kubeworker.flow import artifacts, charts, credentials
 from kubeworker.flow.charts import Release
@@ -72,6 +73,8 @@ class Session:
     handed: Handed | None = None
     """What was handed over for this run, in place of keys, local files and the right to make tokens."""
     report: Reporter
+    memo: StageMemo = field(default_factory=StageMemo, repr=False)
+    """What was computed of nodes' states so far."""
 
     def inputs(self, bootstrap_token: str = "") -> Inputs:
         """What a node's desired state is computed from."""
@@ -88,6 +91,7 @@ class Session:
                 bootstrap_token=bootstrap_token,
             ),
             tool=_version(),
+            memo=self.memo,
         )
 
     def connection(self, name: str) -> Node:
