@@ -171,8 +171,9 @@ async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport
         run.desk = await stack.enter_async_context(_approving(session, plan))
         run.group = await stack.enter_async_context(asyncio.TaskGroup())
         await run.rounds(plan)
-        await run.finish(plan)
-        await run.stragglers(plan)
+        async with asyncio.TaskGroup() as ends:
+            ends.create_task(run.finish(run.done(plan)))
+            await run.stragglers(plan, ends)
     nodes = tuple(run.results[node.name] for node in plan.nodes)
     return ApplyReport(plan=plan, nodes=nodes, objects=run.objects)
 
@@ -261,14 +262,17 @@ class _Run:
             if not current.changes:
                 break
 
-    async def finish(self, plan: Plan) -> None:
-        """The health and the labels of the plan's nodes that are done."""
-        done = _only(plan, {node.name for node in plan.nodes} - self.busy)
-        if self.session.kube and done.nodes:
-            await self.wait_healthy(self.session.kube, done)
-            await self.label(self.session.kube, done)
+    def done(self, plan: Plan) -> Plan:
+        """Of its nodes, those that nobody works on any more."""
+        return _only(plan, {node.name for node in plan.nodes} - self.busy)
 
-    async def stragglers(self, plan: Plan) -> None:
+    async def finish(self, plan: Plan) -> None:
+        """The health and the labels of the plan's nodes, which are done."""
+        if self.session.kube and plan.nodes:
+            await self.wait_healthy(self.session.kube, plan)
+            await self.label(self.session.kube, plan)
+
+    async def stragglers(self, plan: Plan, ends: asyncio.TaskGroup) -> None:
         """The same for nodes that the others did not wait for, as they come; then what these mean for the others."""
         came: set[str] = set()
         while late := set(self.busy):
@@ -276,7 +280,7 @@ class _Run:
             arrived = (late - self.busy) & self.going()
             if arrived:
                 await self.rounds(await make_plan(self.session, apart=self.results.keys() - arrived))
-                await self.finish(_only(plan, arrived))
+                ends.create_task(self.finish(self.done(_only(plan, arrived))))
             came |= arrived
         if came:
             # Routes lead to them.
