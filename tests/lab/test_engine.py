@@ -323,6 +323,23 @@ async def test_a_run_killed_between_file_and_restart_is_finished_by_the_next(eng
     assert await engine.leftovers() == ""
 
 
+async def test_what_a_killed_run_left_beside_the_files_goes_with_the_next(engine: Engine) -> None:
+    # All is done but the end: the units have their records, and the former secret is still there.
+    (plan, _) = await engine.plan(demo(secret=b"two"))
+    with pytest.raises(ActionFailed, match="stopped half-way"):
+        await engine.stage(plan, edit=("\ncommit\n", "\nkill -9 $$\n"))
+    assert ("remove", ".secret.kubeworker-old") in await engine.apply(demo(secret=b"two"))
+    assert await engine.leftovers() == ""
+    # Nothing is live yet, and the change is taken back: the next secret is there already.
+    (plan, *_) = await engine.plan(demo(secret=b"three"))
+    with pytest.raises(ActionFailed, match="stopped half-way"):
+        await engine.stage(plan, edit=("\nswapping=yes\n", "\nkill -9 $$\n"))
+    before = await engine.invocations()
+    assert ("restart", "kwtest.service") in await engine.apply(demo(secret=b"two"))
+    assert await engine.leftovers() == ""
+    assert before != await engine.invocations()
+
+
 async def test_a_run_whose_control_host_vanishes_finishes_or_rolls_back(engine: Engine, lab: LabState) -> None:
     machine = lab.machine("worker-01")
     ssh = Ssh(identity=str(lab.ssh_identity), known_hosts=str(lab.known_hosts), config="/nowhere/config")

@@ -52,7 +52,7 @@ from kubeworker.core.model import (
     Unit,
 )
 from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
-from kubeworker.core.probe import DROPIN_DIRS, former_path, store_path
+from kubeworker.core.probe import DROPIN_DIRS, former_path, managed_paths, remains_of, store_path
 
 NONE = "-"
 """Stands for "no such file" in a digest."""
@@ -77,7 +77,8 @@ def diff(state: NodeState, observed: Observed) -> tuple[StagePlan, ...]:
         units = tuple(_units(stage, about, restarting))
         leftovers = tuple(_leftovers(stage.leftovers, observed))
         images = tuple(_images(stage, observed))
-        done = (*before, *gone, *units, *leftovers, *images)
+        # A stage that has something to do removes them anyway, once it is good.
+        done = (*before, *gone, *units, *leftovers, *images) or tuple(_remains(stage, observed))
         if done:
             changing = {actions.subject(action) for action in before}
             plans.append(
@@ -165,6 +166,13 @@ def _before_units(stage: Stage, observed: Observed) -> Iterator[Action]:
         for path in sorted(observed.marked - named):
             if fnmatch.fnmatchcase(path, marked.pattern):
                 yield RemovePath(path=path, reason=marked.reason, folder_too=True)
+
+
+def _remains(stage: Stage, observed: Observed) -> Iterator[Action]:
+    for path in managed_paths(stage) if observed.remains else ():
+        for hidden in remains_of(path):
+            if hidden in observed.remains:
+                yield RemovePath(path=hidden, reason="left by a run that was killed")
 
 
 def _packages(stage: Stage, observed: Observed) -> Iterator[Action]:

@@ -164,6 +164,8 @@ class Observed:
     """By name, what was found of that which a plan warns of."""
     marked: frozenset[str] = frozenset()
     """Paths of the files that bear the mark of a `Marked`."""
+    remains: frozenset[str] = frozenset()
+    """Hidden files beside managed ones, of a run that was killed."""
     applied: Mapping[str, Applied] = field(default_factory=dict)
     """By component, what was applied last; only for telling who has changed what since."""
     unfinished: float = 0.0
@@ -248,6 +250,7 @@ class _Reading:
         self.leftovers: set[str] = set()
         self.traces: dict[str, str] = {}
         self.marked: set[str] = set()
+        self.remains: set[str] = set()
         self.applied: dict[str, list[str]] = {}
         self.images: set[str] | None = None
         self.kubeconfig: dict[str, str] = {}
@@ -283,6 +286,7 @@ class _Reading:
             leftovers=frozenset(self.leftovers),
             traces=self.traces,
             marked=frozenset(self.marked),
+            remains=frozenset(self.remains),
             applied=self._applied(),
             unfinished=float(values.get("unfinished", "0")),
             images=None if self.images is None else frozenset(self.images),
@@ -359,6 +363,8 @@ class _Reading:
                 self.traces[name] = found.strip()
             case "marked":
                 self.marked.add(rest)
+            case "remains":
+                self.remains.add(rest)
             case "applied":
                 name, line = rest.split("\t", 1)
                 self.applied.setdefault(name, []).append(line)

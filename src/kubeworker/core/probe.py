@@ -82,6 +82,12 @@ def former_path(path: str) -> str:
     return f"{folder}/.{name}.kubeworker-old"
 
 
+def remains_of(path: str) -> tuple[str, str]:
+    """What a killed run may leave beside a file: a version that was to come, and the former one."""
+    former = former_path(path)
+    return former.removesuffix("-old") + "-new", former
+
+
 def managed_paths(stage: Stage) -> tuple[str, ...]:
     """Every path the stage has a say about, unit files included, in a stable order."""
     paths = [directory.path for directory in stage.directories]
@@ -127,6 +133,7 @@ def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, ho
         _files(state, paths, units, rehash=rehash, keep=not surveyed),
         _links(state),
         _marked(state),
+        _remains(state),
         _leftovers(state),
         _applied(state),
         _traces(requirements),
@@ -530,6 +537,17 @@ done"""
         for stage in state.stages
         for each in stage.marked
     )
+
+
+def _remains(state: NodeState) -> str:
+    """All in the managed files' folders; whose they are is told apart later."""
+    folders = sorted({path.rpartition("/")[0] for stage in state.stages for path in managed_paths(stage)})
+    if not folders:
+        return ""
+    patterns = " ".join(f"{shlex.quote(folder)}/.*.kubeworker-{end}" for folder in folders for end in ("new", "old"))
+    return f"""for path in {patterns}; do
+  if [ -f "$path" ] || [ -L "$path" ]; then field remains "$path"; fi
+done"""
 
 
 def _applied(state: NodeState) -> str:

@@ -182,6 +182,12 @@ def test_a_run_that_died_after_it_withdrew_the_record_is_finished_by_the_next() 
     assert done(node(), observed) == [("restart", "kubelet.service")]
 
 
+def test_what_a_killed_run_left_beside_a_file_goes_even_where_nothing_else_is_to_do() -> None:
+    left = frozenset({"/etc/.nginx.conf.kubeworker-old", "/etc/.another.kubeworker-old"})
+    observed = dataclasses.replace(after(node()), remains=left)
+    assert done(node(), observed) == [("remove", "/etc/.nginx.conf.kubeworker-old")]
+
+
 def test_a_damaged_input_of_an_untouched_process_is_healed_without_restart() -> None:
     observed = with_file(after(node()), "/etc/kubernetes/kubelet.yaml", sha256="0" * 64)
     assert done(node(), observed) == [("file", "/etc/kubernetes/kubelet.yaml")]
