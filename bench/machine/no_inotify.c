@@ -1,25 +1,34 @@
-/* Preloaded on some of the bench's machines: what a process asks for first in the way of inotify(7) instances, and keeps,
- * are descriptors that never have anything to read.
+/* Preloaded on some of the bench's machines: whoever asks for an inotify(7) instance to keep is given a descriptor that
+ * never has anything to read.
  *
  * Of instances a host has fs.inotify.max_user_instances, often 128, and each machine's init keeps three: for the time
  * zone's file, for its bus, and for control groups that became empty; dbus-daemon keeps one. Nothing that the bench
- * measures depends on those. Later ones are real: systemd waits by them for the pid file of a unit of Type=forking, for
- * some milliseconds. Where the host has none left at the moment, that waits for one.
+ * measures depends on those. Real ones are given to systemd's path_spec_watch (src/core/path.c), which waits by them for
+ * the pid file of a unit of Type=forking, for some milliseconds: all that its library asks for after the first one, which
+ * is for control groups. Where the host has none left at the moment, that waits for one.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { KEPT = 3, DESCRIPTORS = 1024, TRIES = 300 };
+enum { DESCRIPTORS = 1024, TRIES = 300 };
 
 static char fake[DESCRIPTORS];
 
-int inotify_init1(int flags)
+static int wants_a_real_one(const void *caller)
 {
     static int asked;
-    if (asked++ < KEPT) {
+    Dl_info found;
+    return dladdr(caller, &found) != 0 && strstr(found.dli_fname, "libsystemd-core") != NULL && asked++ > 0;
+}
+
+static int make(int flags, const void *caller)
+{
+    if (!wants_a_real_one(caller)) {
         int descriptor = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (descriptor >= 0 && descriptor < DESCRIPTORS)
             fake[descriptor] = 1;
@@ -35,9 +44,14 @@ int inotify_init1(int flags)
     }
 }
 
+int inotify_init1(int flags)
+{
+    return make(flags, __builtin_return_address(0));
+}
+
 int inotify_init(void)
 {
-    return inotify_init1(0);
+    return make(0, __builtin_return_address(0));
 }
 
 int inotify_add_watch(int descriptor, const char *path, unsigned mask)
