@@ -57,7 +57,7 @@ def reporting(*, json_events: bool = False, form: Form = "auto") -> Iterator[Scr
         yield _Quiet()
     elif form == "auto" and sys.stderr.isatty() and not screen.is_dumb_terminal:
         # Not rich's is_terminal: FORCE_COLOR, which CI sets, makes that true of a pipe.
-        with _stoppable(_Table(screen)) as table, table:
+        with _stoppable(Table(screen)) as table, table:
             yield table
     else:
         with _stoppable(_Lines()) as lines, lines:
@@ -163,15 +163,25 @@ class _Lines:
         return True
 
 
-class _Table:
+class Table:
     """The live view; what is worth keeping (warnings, notes, failures) scrolls by above it."""
 
     def __init__(self, screen: Console) -> None:
         self._screen = screen
         self._progress = Progress()
         self._began = time.monotonic()
-        self._live = Live(
-            get_renderable=self._drawn, console=screen, refresh_per_second=8, transient=True, redirect_stdout=False
+        self._live = self._new()
+
+    def _new(self) -> Live:
+        """One for each time that it is shown: a stopped Live remembers its height, and started again it would first
+        take away as many lines of what was printed meanwhile.
+        """
+        return Live(
+            get_renderable=self._drawn,
+            console=self._screen,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
         )
 
     def __enter__(self) -> Self:
@@ -188,6 +198,7 @@ class _Table:
             yield
         finally:
             self._progress, self._began = Progress(), time.monotonic()
+            self._live = self._new()
             self._live.start()
 
     def stopped(self) -> None:
