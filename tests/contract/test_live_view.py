@@ -64,7 +64,7 @@ class Ended:
 
 def until_told(descriptor: int, what: str) -> str:
     """What was read up to there, and half a second of drawing more."""
-    text, end = b"", time.monotonic() + 30
+    text, end = b"", time.monotonic() + 60
     while time.monotonic() < end:
         if select.select([descriptor], [], [], 0.1)[0]:
             text += os.read(descriptor, 1 << 16)
@@ -90,7 +90,11 @@ def run(
         text=True,
     ) as process:
         os.close(slave)
-        told = until_told(master, "its Node to be Ready")
+        try:
+            told = until_told(master, "its Node to be Ready")
+        except BaseException:
+            process.kill()  # it may wait for somebody to read what it draws
+            raise
         process.send_signal(signal.SIGINT)
         assert process.stdout
         output = process.stdout.read()
