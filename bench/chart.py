@@ -34,7 +34,7 @@ def svg(rows: Iterable[Row]) -> str:
         parts.append(_text(16, top, f"{title}, {n} nodes", weight="bold"))
         top += 14
         for row in its:
-            parts += _bar(row, "" if row.n == n else f" ({row.n} nodes)", top, low, high)
+            parts += _bar(row, "" if row.n in {1, n} else f" ({row.n} nodes)", top, low, high)
             top += _BAR + _GAP
         top += _HEAD - 14
     legend = (("tool", "kubeworker"), ("floor", "bare connections and streams"), ("rival", "others"))

@@ -13,7 +13,7 @@ from bench.tool import BenchFailed
 from kubeworker.lab import Machine
 
 WORKLOAD = "one-more"
-ALONE = "kubeworker apply, cluster.yaml with that node alone"
+ALONE = "kubeworker apply, the node alone"
 
 
 def measure(fleet: Fleet, payload: Payload, work: Path, repeat: int, say: Say) -> list[Row]:
@@ -46,7 +46,7 @@ def rows(n: int, joins: list[float], alone: list[float], others: int) -> list[Ro
     return [
         Row(
             workload=WORKLOAD,
-            what=f"kubeworker apply --node, cluster.yaml with {n} others",
+            what=f"kubeworker apply --node, beside {n} others",
             n=n,
             seconds=row.seconds,
             ratios={ALONE: times},
