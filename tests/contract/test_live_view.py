@@ -74,6 +74,21 @@ def until_told(descriptor: int, what: str) -> str:
     return text.decode()
 
 
+def until_closed(*descriptors: int) -> dict[int, str]:
+    """All that comes from these until their other ends are closed. Both at once: nobody may wait for room in one."""
+    text, left = dict.fromkeys(descriptors, b""), set(descriptors)
+    while left:
+        for descriptor in select.select(list(left), [], [], 60)[0]:
+            try:
+                more = os.read(descriptor, 1 << 16)
+            except OSError:  # EIO: the other end of a pseudo-terminal is closed
+                more = b""
+            text[descriptor] += more
+            if not more:
+                left.discard(descriptor)
+    return {descriptor: each.decode() for descriptor, each in text.items()}
+
+
 def run(
     nodes: int, environment: Mapping[str, str] | None = None, *, form: str = "auto", terminal: bool = True
 ) -> Ended:
@@ -87,7 +102,6 @@ def run(
         env={**clean, "TERM": "xterm-256color", "PYTHONUTF8": "1", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=slave,
-        text=True,
     ) as process:
         os.close(slave)
         try:
@@ -97,17 +111,10 @@ def run(
             raise
         process.send_signal(signal.SIGINT)
         assert process.stdout
-        output = process.stdout.read()
-        while select.select([master], [], [], 1)[0]:
-            try:
-                more = os.read(master, 1 << 16)
-            except OSError:  # EIO: the other end of a pseudo-terminal is closed
-                break
-            if not more:
-                break
-            told += more.decode()
+        output = process.stdout.fileno()
+        said = until_closed(master, output)
     os.close(master)
-    return Ended(terminal=told, output=output)
+    return Ended(terminal=told + said[master], output=said[output])
 
 
 @pytest.mark.parametrize("nodes", [3, 200])
