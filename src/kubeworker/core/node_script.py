@@ -132,6 +132,7 @@ tar -xzvf - --no-same-owner <&3 > "$work/names" 2> "$work/tar" 9>&- &
 taker=$!
 # A control host that lost its power or its link never ends its stream, and sshd would wait for it for hours.
 (
+  cd / # it may end a second after the script, and must not keep the store's file system busy
   still=0 was=''
   while sleep 1 && kill -0 "$taker"; do
     now=$(du -sb -- "$incoming")
@@ -139,6 +140,9 @@ taker=$!
     [ "$still" -lt {STALL} ] || kill "$taker"
   done
 ) > /dev/null 2>&1 3<&- 9>&- &
+watch=$!
+end_watch() {{ kill "$watch" 2> /dev/null; drop_incoming; }}
+on_exit=end_watch
 wanted={shlex.quote(names)} received=' ' last=''
 arrived() {{
   case " $wanted " in *" $last "*) ! keep_blob "${{last#sha256-}}" "$last" || received="$received$last " ;; esac
