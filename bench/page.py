@@ -27,7 +27,7 @@ Written by `make bench` (`bench/page.py`) from `bench/results/*.json`; every num
 
 Seconds are medians of one run on one machine, floors and rivals in the same run; a ratio is this row's median over the
 other's. How it is measured, what the machines are, and how each rival's script was made fair:
-[bench/README.md](../bench/README.md). Run it: `make bench`, `make bench N=4`, `make bench ONLY="converged changed"`.
+`bench/README.md`. Run it: `make bench`, `make bench N=4`, `make bench ONLY="converged changed"`.
 """
 
 

@@ -307,7 +307,7 @@ async def test_a_full_disk_is_named(server: ReleaseServer, tmp_path: Path) -> No
     async with Fetcher(retry=IMPATIENT) as fetcher:
         with pytest.raises(ArtifactError) as caught:
             await fetcher.file(f"{server.url}/file", tmp_path / "partial", sha256="", progress=ignore)
-    assert "No space left on device" in caught.value.message
+    assert "no space left on device" in caught.value.message
 
 
 def ignore(_done: int, _total: int) -> None:

@@ -113,15 +113,24 @@ async def test_a_run_is_one_channel(node: Node, server: Server) -> None:
     assert server.sessions() - before == 1
 
 
+async def comes(path: Path) -> None:
+    async with asyncio.timeout(20):
+        while not path.exists():
+            await asyncio.sleep(0.05)
+
+
 async def test_a_script_whose_caller_is_gone_goes_on_to_its_end(node: Node, tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    task = asyncio.create_task(node.run(f"trap '' HUP PIPE; sleep 0.5; echo x; sleep 0.2; echo ended > {done}"))
-    await asyncio.sleep(0.2)
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    script = (
+        f"trap '' HUP PIPE; : > {begun}; sleep 0.5; echo x; sleep 0.2; echo ended > {done}.new; mv {done}.new {done}"
+    )
+    task = asyncio.create_task(node.run(script))
+    await comes(begun)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await node.close()
-    await asyncio.sleep(1.2)
+    await comes(done)
     assert done.read_text() == "ended\n"
 
 
