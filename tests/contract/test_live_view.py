@@ -17,12 +17,14 @@ from dataclasses import dataclass
 import pytest
 
 RUN = """
-import asyncio, sys
+import asyncio, signal, sys
 from kubeworker.cli import report
 from kubeworker.cli.frame import app
 from kubeworker.flow.events import *
 
 report.QUIET_SECONDS = float(sys.argv.pop(1))
+# A shell's background jobs begin with it ignored, and so would this one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @app.command
 async def work(nodes: int):

@@ -188,8 +188,8 @@ def _kept_from_pods(document: dict[str, Any]) -> tuple[RequireReserved, ...]:
     parts = [document.get(key) or {} for key in ("kubeReserved", "systemReserved")]
     # Where the whole map is absent, kubelet's default (DefaultEvictionHard) has the same figure for memory.
     eviction = document.get("evictionHard")
-    limit = str((eviction if eviction is not None else _EVICTION).get("memory.available", 0))
     try:
+        limit = str((eviction if eviction is not None else _EVICTION).get("memory.available", 0))
         memory = sum((quantity.parse(part.get("memory", 0)) for part in parts), Fraction(0))
         cpus = sum((quantity.parse(part.get("cpu", 0)) for part in parts), Fraction(0))
         share = Fraction(limit[:-1]) / 100 if limit.endswith("%") else Fraction(0)
