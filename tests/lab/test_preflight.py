@@ -53,6 +53,8 @@ mount -t tmpfs -o noexec,size=1m,nr_inodes=40 kw /srv/kw
 hostname OddName
 echo 5.3.0 | over /proc/sys/kernel/osrelease
 echo sh | over /proc/1/comm
+printf '#!/bin/sh\necho s390x\n' | over /usr/bin/uname
+chmod 755 /usr/bin/uname
 for key in vm/overcommit_memory kernel/keys/root_maxkeys fs/inotify/max_user_instances \
   net/netfilter/nf_conntrack_max; do
   echo 100 | over /proc/sys/$key
@@ -90,7 +92,7 @@ nft delete table inet kwtest; nft delete table ip6 kwtest
 for place in net/netfilter/nf_conntrack_count net/netfilter/nf_conntrack_max fs/inotify/max_user_instances \
   kernel/keys/root_maxkeys vm/overcommit_memory kernel/osrelease; do umount /proc/sys/$place; done
 current=$(cat /run/kw/current)
-umount /proc/1/comm /srv/kw /opt /etc/resolv.conf "$current"; hostname worker-01
+umount /usr/bin/uname /proc/1/comm /srv/kw /opt /etc/resolv.conf "$current"; hostname worker-01
 [ ! -e /run/kw/made ] || rm "$current"
 ip link delete flannel.1
 rm -r /usr/lib/systemd/system/kubelet.service.d
@@ -115,6 +117,7 @@ FOUND = {
     "sysctl-kernel.keys.root_maxkeys": ("failed", "kernel.keys.root_maxkeys is 100, not 1000000"),
     "resolv-conf": ("warning", "127.0.0.1"),
     "init": ("failed", "process 1 is sh"),
+    "architecture": ("failed", "the machine is s390x, the artifacts are for "),
     "noexec": ("failed", "/opt"),
     "noexec-data": ("warning", "/srv/kw/containerd, /srv/kw/kubelet: mounted noexec"),
     "disk-/srv/kw": ("failed", "1 MiB free on /srv/kw, 8 MiB needed for /srv/kw/kubelet, /srv/kw/containerd"),

@@ -210,7 +210,7 @@ def parse(node: str, stdout: str) -> Observed:
         raise ProbeError(
             f"the probe's answer was not understood: {error}",
             subject=node,
-            hint="a login script that prints, or a shell that is not POSIX? See the answer with --debug.",
+            hint=f"does `ssh {node} true` print anything? A login script must not; sh must be POSIX.",
         ) from error
 
 
