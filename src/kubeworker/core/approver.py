@@ -28,6 +28,13 @@ TOKEN_SECONDS = 3600
 """Of the ServiceAccount's token; kubelet fetches a new one at 80 %. One that is mounted without an own volume lasts a
 year (kube-apiserver's --service-account-extend-token-expiration)."""
 
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""Of every container in which this tool runs in the cluster."""
+
 _APPROVE = ("csr", "approve", "--watch", "--serving-only")
 
 
@@ -202,11 +209,7 @@ def _deployment(metadata: dict[str, Any], image: str) -> dict[str, Any]:
         "livenessProbe": _probe("/healthz", seconds=20) | {"terminationGracePeriodSeconds": 5},
         "readinessProbe": _probe("/readyz", seconds=10),
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         # Not by subPath: such a file would never follow a change of the ConfigMap.
         "volumeMounts": [
             {"name": "inventory", "mountPath": FOLDER, "readOnly": True},
@@ -234,7 +237,7 @@ def _deployment(metadata: dict[str, Any], image: str) -> dict[str, Any]:
                         "seccompProfile": {"type": "RuntimeDefault"},
                     },
                     "containers": [container],
-                    "volumes": [{"name": "inventory", "configMap": {"name": NAME}}, _account()],
+                    "volumes": [{"name": "inventory", "configMap": {"name": NAME}}, account_volume()],
                 },
             },
         },
@@ -246,7 +249,7 @@ def _probe(path: str, *, seconds: int) -> dict[str, Any]:
     return {"httpGet": {"path": path, "port": "health"}, "periodSeconds": seconds, "timeoutSeconds": 5}
 
 
-def _account() -> dict[str, Any]:
+def account_volume() -> dict[str, Any]:
     """Token and CA certificate of the ServiceAccount; kubelet makes the token's file 0600 of the pod's user."""
     return {
         "name": "account",

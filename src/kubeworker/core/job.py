@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kubeworker.core import bootstrap_token, shard
-from kubeworker.core.approver import ACCOUNT, FOLDER, TOKEN_SECONDS
+from kubeworker.core.approver import ACCOUNT, CONTAINER_SECURITY, FOLDER, account_volume
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.cluster_objects import OWNED_RECORD, RBAC
 from kubeworker.core.csr import CLIENT_SIGNER, KEYS_RECORD, SERVING_SIGNER
@@ -157,11 +157,7 @@ def _job(metadata: dict[str, Any], parcel: Parcel, image: str, shards: int) -> d
         "args": ["-f", f"{FOLDER}/cluster.yaml"],
         "env": [{"name": "HOME", "value": "/tmp"}, {"name": "XDG_CACHE_HOME", "value": "/tmp/cache"}],  # noqa: S108
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "parcel", "mountPath": FOLDER, "readOnly": True},
             {"name": "account", "mountPath": ACCOUNT, "readOnly": True},
@@ -185,7 +181,7 @@ def _job(metadata: dict[str, Any], parcel: Parcel, image: str, shards: int) -> d
         "containers": [container],
         "volumes": [
             {"name": "parcel", "projected": {"defaultMode": 0o440, "sources": _sources(parcel)}},
-            _account(),
+            account_volume(),
             {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
         ],
     }
@@ -211,15 +207,3 @@ def _sources(parcel: Parcel) -> list[dict[str, Any]]:
         {"secret": {"name": name, "items": [{"key": _key(path), "path": path} for path in files]}}
         for name, files in both
     ]
-
-
-def _account() -> dict[str, Any]:
-    return {
-        "name": "account",
-        "projected": {
-            "sources": [
-                {"serviceAccountToken": {"path": "token", "expirationSeconds": TOKEN_SECONDS}},
-                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-            ]
-        },
-    }
