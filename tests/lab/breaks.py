@@ -17,7 +17,17 @@ PRELUDE = r"""
 set -eu
 until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 300 ] || { echo "never: $*"; exit 1; }; sleep 0.2; done; }
 answers() { curl -ks -o /dev/null "$1"; }
-restart_kubelet() { systemctl restart kubelet; until_true answers "https://$ADDRESS:10250/healthz"; }
+ready_since() { # ready_since SECONDS: this kubelet has said so; its first word is often that it is not
+  beat=$(curl -ks -E /var/lib/kubelet/pki/kubelet-client-current.pem "https://127.0.0.1:8443/api/v1/nodes/$NODE" | tr -d ' \n' |
+    sed -n 's/.*"type":"Ready","status":"True","lastHeartbeatTime":"\([^"]*\)".*/\1/p')
+  [ -n "$beat" ] && [ "$(date -d "$beat" +%s)" -ge "$1" ]
+}
+restart_kubelet() {
+  began=$(date +%s)
+  systemctl restart kubelet
+  until_true answers "https://$ADDRESS:10250/healthz"
+  until_true ready_since "$began"
+}
 restart_proxy() { systemctl restart kube-proxy; until_true answers "http://$ADDRESS:10256/healthz"; }
 drop_canaries() { # what kube-proxy leaves of its iptables mode
   for tool in iptables ip6tables; do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -63,6 +64,13 @@ def traces(lab: LabState) -> dict[str, list[str]]:
     ip = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
     routes = subprocess.run(["ip", "route", "show", "table", "all"], capture_output=True, text=True, check=True).stdout
     network = lab.subnet.removesuffix("0/24")
+    another = re.compile(
+        r"\bkwbr-(?!" + re.escape(lab.id) + ")"
+    )  # a lab made meanwhile takes the first network that is free
+
+    def own(line: str) -> bool:
+        return lab.id in line or (network in line and not another.search(line))
+
     folders = (Path("/run"), Path("/tmp"), Path("/run/systemd/nspawn"), Path("/var/lib/machines"), lab.folder.parent)
     names = (lab.id, f".{lab.name}.lock")
     entries = [entry for folder in folders if folder.is_dir() for entry in folder.iterdir()]
@@ -70,8 +78,8 @@ def traces(lab: LabState) -> dict[str, list[str]]:
         "processes": mentioning(Path("/proc").glob("[0-9]*/cmdline"), words),
         "mounts in any namespace": mentioning(Path("/proc").glob("[0-9]*/mountinfo"), words),
         "sockets": mentioning(iter([Path("/proc/net/unix")]), words),
-        "links and addresses": [line for line in ip.splitlines() if lab.id in line or network in line],
-        "routes": [line for line in routes.splitlines() if network in line],
+        "links and addresses": [line for line in ip.splitlines() if own(line)],
+        "routes": [line for line in routes.splitlines() if network in line and own(line)],
         "control groups": [str(group) for group in cgroups.find(state.scope_prefix(lab.id))],
         "files": [str(entry) for entry in entries if entry == lab.folder or any(name in entry.name for name in names)],
     }
