@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kubeworker.errors import NodeUnreachable
 from kubeworker.flow.events import silent
 from kubeworker.flow.session import connect_nodes
 from kubeworker.io import node
-from kubeworker.io.fleet import Failed, Ok, Outcome
+from kubeworker.io.fleet import Begun, Failed, Ok
 from kubeworker.io.node import Node
 
 pytestmark = pytest.mark.timeout(120)
@@ -45,21 +45,20 @@ def cluster(server: Server, *, number: int = NODES) -> ClusterFile:
     )
 
 
-async def logged_in(cluster: ClusterFile, stack: AsyncExitStack) -> dict[str, Outcome[Node]]:
-    return await connect_nodes(cluster, cluster.nodes, stack, silent, accept_new_host_keys=False)
+def logging_in(cluster: ClusterFile) -> AbstractAsyncContextManager[Begun[str, Node]]:
+    return connect_nodes(cluster, cluster.nodes, silent, accept_new_host_keys=False)
 
 
 async def test_logins_that_sshd_drops_are_tried_again_until_every_node_is_in(tmp_path: Path) -> None:
     with openssh(tmp_path, options="MaxStartups 2:100:2") as server:
         pool = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own, for name look-ups
         threads = threading.active_count()
-        async with AsyncExitStack() as stack:
-            connections = await logged_in(cluster(server), stack)
+        async with logging_in(cluster(server)) as begun:
+            connections = [await begun.outcome(f"n{each}") for each in range(NODES)]
             assert threading.active_count() - threads <= pool, "no thread per node"
-            failed = {name: outcome.error for name, outcome in connections.items() if isinstance(outcome, Failed)}
-            assert not failed
-            names = [outcome.value for outcome in connections.values() if isinstance(outcome, Ok)]
-            answers = await asyncio.gather(*(each.run("echo here") for each in names))
+            assert not [outcome.error for outcome in connections if isinstance(outcome, Failed)]
+            nodes = [outcome.value for outcome in connections if isinstance(outcome, Ok)]
+            answers = await asyncio.gather(*(each.run("echo here") for each in nodes))
         assert [each.stdout for each in answers] == ["here\n"] * NODES
         assert "MaxStartups" in server.log(), "it dropped none: the test has proved nothing"
 

@@ -26,7 +26,8 @@ from kubeworker.flow.join import ClusterPlan as ObjectPlan
 from kubeworker.flow.join import ClusterReading
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io.binary import host_architecture
-from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
+from kubeworker.io.fleet import Failed, Ok, Outcome
+from kubeworker.io.node import Node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +228,11 @@ class Look:
 
 
 async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, Outcome[Look]]:
-    """One probe, one channel, for each node that can be reached."""
+    """One probe, one channel, for each node that can be reached, as soon as it is."""
     specs = {node.name: node for node in session.selected}
 
-    async def work(name: str) -> Look:
-        connection = session.connection(name)
+    async def work(connection: Node) -> Look:
+        name = connection.name
         session.report(NodeStarted(node=name, what="observe"))
         text = probe.script(
             session.inputs().state(specs[name], Facts()), rehash=session.request.rehash, surveyed=surveyed
@@ -243,7 +244,7 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
         return Look(observed=observed, control_time=min(max(observed.clock, began), time.time()))
 
-    return await fan_out(tuple(specs), work, limit=session.cluster.ssh.concurrency)
+    return await session.on_nodes(work)
 
 
 def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:

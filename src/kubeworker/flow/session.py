@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
@@ -29,9 +30,11 @@ from kubeworker.flow.credentials import KubeProxyCredential
 from kubeworker.flow.events import NodeDone, NodeStarted, Reporter
 from kubeworker.io import cluster_file, local_files, node, oci_archive
 from kubeworker.io.blob_store import BlobStore
-from kubeworker.io.fleet import Ok, Outcome, fan_out
+from kubeworker.io.fleet import Begun, Ok, Outcome
 from kubeworker.io.kube import Kube
 from kubeworker.io.node import Node
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,8 @@ class Session:
     kube: Kube | None
     """None: no kube-apiserver answers, and `trouble` says why."""
     trouble: str = ""
-    connections: Mapping[str, Outcome[Node]]
+    connections: Begun[str, Node]
+    """They are made while the run goes on."""
     handed: Handed | None = None
     """What was handed over for this run, in place of keys, local files and the right to make tokens."""
     report: Reporter
@@ -95,12 +99,17 @@ class Session:
         )
 
     def connection(self, name: str) -> Node:
-        """The node's connection; its error where it has none."""
-        match self.connections[name]:
+        """The connection of a node that was looked at; its error where it has none."""
+        match self.connections.known(name):
             case Ok(value=connected):
                 return connected
             case failed:
                 raise failed.error
+
+    async def on_nodes(self, work: Callable[[Node], Awaitable[V]]) -> dict[str, Outcome[V]]:
+        """Do `work` on each selected node as soon as its own connection is there, on some of them at once."""
+        names = tuple(node.name for node in self.selected)
+        return await self.connections.then(names, work, limit=self.cluster.ssh.concurrency)
 
 
 @functools.cache
@@ -167,7 +176,8 @@ async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session
     wanted = desired.artifacts(cluster, registry)
     unknown = Blob(sha256="0" * 64, size=0)
     async with AsyncExitStack() as stack:
-        kube, connections = await _reach(request, cluster, chosen, stack, report)
+        connections = await _connect_nodes(request, cluster, chosen, stack, report)
+        kube = await _connect_kube(cluster, stack)
         yield Session(
             request=request,
             cluster=cluster,
@@ -219,23 +229,18 @@ async def connect_kube(cluster: ClusterFile) -> Kube | ApiUnreachable:
         return error
 
 
+@asynccontextmanager
 async def connect_nodes(
-    cluster: ClusterFile,
-    chosen: Sequence[NodeSpec],
-    stack: AsyncExitStack,
-    report: Reporter,
-    *,
-    accept_new_host_keys: bool,
-) -> dict[str, Outcome[Node]]:
-    """A connection to each node, closed with the stack."""
+    cluster: ClusterFile, chosen: Sequence[NodeSpec], report: Reporter, *, accept_new_host_keys: bool
+) -> AsyncIterator[Begun[str, Node]]:
+    """A connection to each node, while the context lasts; it does not wait for them."""
     specs = {each.name: each for each in chosen}
     jump_hosts, logins = node.JumpHosts(), node.login_slots(cluster.ssh)
-    stack.push_async_callback(jump_hosts.aclose)
 
     async def work(name: str) -> Node:
         report(NodeStarted(node=name, what="connect"))
         try:
-            connected = await node.connect(
+            return await node.connect(
                 specs[name],
                 cluster.ssh,
                 accept_new_host_keys=accept_new_host_keys,
@@ -245,11 +250,15 @@ async def connect_nodes(
         except NodeUnreachable as error:
             report(NodeDone(node=name, status="unreachable", detail=error.message))
             raise
-        stack.push_async_callback(connected.close)
-        return connected
 
     # The logins themselves are held to `logins`; one that waits for its next try keeps nobody from theirs.
-    return await fan_out(tuple(specs), work, limit=max(len(specs), 1))
+    begun = Begun(tuple(specs), work)
+    try:
+        yield begun
+    finally:
+        for connected in await begun.end():
+            await connected.close()
+        await jump_hosts.aclose()
 
 
 async def _open(
@@ -260,27 +269,26 @@ async def _open(
     store: BlobStore,
     stack: AsyncExitStack,
     report: Reporter,
-) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]], dict[str, Blob], dict[str, Path]]:
+) -> tuple[Kube | ApiUnreachable, Begun[str, Node], dict[str, Blob], dict[str, Path]]:
+    connections = await _connect_nodes(request, cluster, chosen, stack, report)
     async with asyncio.TaskGroup() as group:
-        reached = group.create_task(_reach(request, cluster, chosen, stack, report))
+        api = group.create_task(_connect_kube(cluster, stack))
         wanted = desired.artifacts(cluster, registry)
         blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
         tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
-    return *reached.result(), blobs.result(), tools.result()
+    return api.result(), connections, blobs.result(), tools.result()
 
 
-async def _reach(
+async def _connect_kube(cluster: ClusterFile, stack: AsyncExitStack) -> Kube | ApiUnreachable:
+    reached = await connect_kube(cluster)
+    if isinstance(reached, Kube):
+        stack.push_async_callback(reached.close)
+    return reached
+
+
+async def _connect_nodes(
     request: Request, cluster: ClusterFile, chosen: Sequence[NodeSpec], stack: AsyncExitStack, report: Reporter
-) -> tuple[Kube | ApiUnreachable, dict[str, Outcome[Node]]]:
-    async def reach_api() -> Kube | ApiUnreachable:
-        reached = await connect_kube(cluster)
-        if isinstance(reached, Kube):
-            stack.push_async_callback(reached.close)
-        return reached
-
-    async with asyncio.TaskGroup() as group:
-        api = group.create_task(reach_api())
-        nodes = group.create_task(
-            connect_nodes(cluster, chosen, stack, report, accept_new_host_keys=request.accept_new_host_keys)
-        )
-    return api.result(), nodes.result()
+) -> Begun[str, Node]:
+    return await stack.enter_async_context(
+        connect_nodes(cluster, chosen, report, accept_new_host_keys=request.accept_new_host_keys)
+    )

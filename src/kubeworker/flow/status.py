@@ -30,7 +30,8 @@ from kubeworker.flow.plan import NodePlan, make_plan
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.flow.status_cluster import ClusterLook
 from kubeworker.io.file_modes import open_to_others
-from kubeworker.io.fleet import Failed, Ok, Outcome, fan_out
+from kubeworker.io.fleet import Failed, Ok, Outcome
+from kubeworker.io.node import Node
 
 PROBE_SECONDS = 45.0
 
@@ -197,18 +198,17 @@ async def status(request: Request, report: Reporter, *, against: Mapping[str, st
 
 
 async def _probe(session: Session) -> Mapping[str, Outcome[_Look]]:
-    async def work(name: str) -> _Look:
+    async def work(connection: Node) -> _Look:
         # One channel for both; the second text ends the shell.
         looks = running_script.script(bin_dir=session.cluster.paths.bin_dir)
-        checks = check_script.script(_checks(session, session.cluster.node(name)))
-        answer = await session.connection(name).run(f"{looks}\n{checks}", timeout=PROBE_SECONDS)
+        checks = check_script.script(_checks(session, session.cluster.node(connection.name)))
+        answer = await connection.run(f"{looks}\n{checks}", timeout=PROBE_SECONDS)
         lines = answer.stdout.splitlines()
         mine = [line for line in lines if line.startswith(running_script.WORD)]
         rest = [line for line in lines if not line.startswith(running_script.WORD)]
         return _Look(evidence=check_script.parse("\n".join(rest)), seen=running_script.parse(mine))
 
-    names = tuple(node.name for node in session.selected)
-    return await fan_out(names, work, limit=session.cluster.ssh.concurrency)
+    return await session.on_nodes(work)
 
 
 def _checks(session: Session, node: NodeSpec) -> tuple[Check, ...]:

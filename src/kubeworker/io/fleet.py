@@ -14,6 +14,7 @@ from kubeworker.errors import InternalError, KubeworkerError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+W = TypeVar("W")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,47 @@ async def fan_out(items: Sequence[K], work: Callable[[K], Awaitable[V]], *, limi
     async with asyncio.TaskGroup() as group:
         tasks = {item: group.create_task(_outcome(item, work, slots)) for item in items}
     return {item: task.result() for item, task in tasks.items()}
+
+
+class Begun(Generic[K, V]):
+    """Work that is under way on each item; who needs one item's result waits for that one alone."""
+
+    def __init__(self, items: Sequence[K], work: Callable[[K], Awaitable[V]]) -> None:
+        """Start it, on all of them at once; whoever starts it ends it."""
+        slots = asyncio.Semaphore(max(len(items), 1))
+        self._tasks = {item: asyncio.create_task(_outcome(item, work, slots)) for item in items}
+
+    async def outcome(self, item: K) -> Outcome[V]:
+        """The item's, as soon as there is one. Who stops waiting for it does not stop the work."""
+        return await asyncio.shield(self._tasks[item])
+
+    def known(self, item: K) -> Outcome[V]:
+        """The item's, which somebody has waited for."""
+        return self._tasks[item].result()
+
+    async def then(self, items: Sequence[K], work: Callable[[V], Awaitable[W]], *, limit: int) -> dict[K, Outcome[W]]:
+        """Do `work` on what came of each item as soon as it is there, on at most `limit` at once."""
+        slots = asyncio.Semaphore(limit)
+
+        async def next_(item: K) -> W:
+            match await self.outcome(item):
+                case Ok(value=value):
+                    # Not before: an item that takes long keeps none of the others from their work.
+                    async with slots:
+                        return await work(value)
+                case Failed(error=error):
+                    raise error
+
+        return await fan_out(items, next_, limit=max(len(items), 1))
+
+    async def end(self) -> tuple[V, ...]:
+        """Cancel what is still under way and wait for its end; what has come of the rest."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        ended = (task.result() for task in self._tasks.values() if not task.cancelled())
+        return tuple(outcome.value for outcome in ended if isinstance(outcome, Ok))
 
 
 async def _outcome(item: K, work: Callable[[K], Awaitable[V]], slots: asyncio.Semaphore) -> Outcome[V]:

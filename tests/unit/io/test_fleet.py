@@ -6,7 +6,7 @@ import pytest
 
 from kubeworker.core import limit
 from kubeworker.errors import InternalError, NodeUnreachable
-from kubeworker.io.fleet import Failed, Ok, Slots, fan_out
+from kubeworker.io.fleet import Begun, Failed, Ok, Slots, fan_out
 
 
 async def test_results_stand_in_the_order_of_the_items() -> None:
@@ -80,6 +80,64 @@ async def test_nothing_to_do() -> None:
     async def work(_item: int) -> None: ...
 
     assert await fan_out([], work, limit=1) == {}
+
+
+async def test_what_comes_first_is_worked_on_while_the_rest_is_still_to_come() -> None:
+    open_slowly, worked_on = asyncio.Event(), asyncio.Event()
+    lost = NodeUnreachable("down", subject="lost")
+
+    async def opened(name: str) -> str:
+        if name == "slow":
+            await open_slowly.wait()
+        if name == "lost":
+            raise lost
+        return name.upper()
+
+    async def work(value: str) -> str:
+        if value == "SLOW":
+            assert worked_on.is_set()
+        worked_on.set()
+        # Only what was done on the fast one lets the slow one come.
+        open_slowly.set()
+        return f"{value}!"
+
+    begun = Begun(["slow", "lost", "fast"], opened)
+    async with asyncio.timeout(10):
+        outcomes = await begun.then(["slow", "lost", "fast"], work, limit=1)
+    assert outcomes == {"slow": Ok("SLOW!"), "lost": Failed(lost), "fast": Ok("FAST!")}
+    assert begun.known("fast") == Ok("FAST")
+    assert await begun.end() == ("SLOW", "FAST")
+
+
+async def test_who_stops_waiting_stops_no_work_and_the_end_stops_all_of_it() -> None:
+    go_on, ended = asyncio.Event(), []
+
+    async def opened(item: int) -> int:
+        try:
+            await (go_on.wait() if item == 1 else asyncio.sleep(60))
+        finally:
+            ended.append(item)
+        return item
+
+    begun = Begun([1, 2], opened)
+    waiting = asyncio.create_task(begun.outcome(1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go_on.set()
+    assert await begun.outcome(1) == Ok(1)
+    assert await begun.end() == (1,)
+    assert ended == [1, 2]
+
+
+async def test_nothing_that_was_begun_ends_too() -> None:
+    async def opened(item: int) -> int:
+        return item
+
+    begun: Begun[int, int] = Begun([], opened)
+    assert await begun.then([], opened, limit=1) == {}
+    assert await begun.end() == ()
 
 
 async def test_places_are_given_in_turn_and_follow_what_is_learnt() -> None:
