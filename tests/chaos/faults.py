@@ -24,7 +24,7 @@ from kubeworker.lab import LabState
 
 GOOD, BAD = "worker-01", "worker-02"
 
-CONNECT_TIMEOUT, KEEPALIVE = 10, 15
+CONNECT_TIMEOUT, PROBE_TIMEOUT, KEEPALIVE = 10, 30, 15
 """The defaults of `ssh:` in cluster.yaml."""
 
 Bare = Callable[[LabState, str], None]
@@ -48,7 +48,7 @@ class Fault:
     within: float
     """Seconds from the fault until the run says it, by the settings and the code."""
     delays: float = 0.0
-    """Seconds that the good node may lose by it: what a plan waits for a login, of whichever node."""
+    """Seconds that the good node may lose by it: what a plan waits for a login and a look, of whichever node."""
 
 
 _SSHD = (
@@ -98,6 +98,17 @@ FAULTS = (
         says=f"accepts the connection, and then does not finish the login within {CONNECT_TIMEOUT} s",
         within=CONNECT_TIMEOUT,
         delays=CONNECT_TIMEOUT,
+    ),
+    Fault(
+        name="a file on it hangs",
+        # As on a dead file server: to open it never ends, until somebody writes.
+        break_it="touch /etc/fstab && mv /etc/fstab /etc/fstab.lab && mkfifo /etc/fstab",
+        heal="timeout 2 sh -c ': > /etc/fstab' || :; mv /etc/fstab.lab /etc/fstab",
+        uploading=False,
+        status="failed",
+        says=f"looking at it did not end within {PROBE_TIMEOUT} s",
+        within=PROBE_TIMEOUT,
+        delays=PROBE_TIMEOUT,
     ),
     Fault(
         name="link cut during the upload",

@@ -18,7 +18,7 @@ from kubeworker.core.observed import Observed, parse
 from kubeworker.core.preflight_fleet import Fleet
 from kubeworker.core.preflight_row import Row
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
+from kubeworker.errors import KubeworkerError, NodeError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
 from kubeworker.flow.charts import Agents, ChartsPlan
 from kubeworker.flow.events import NodeSeen, NodeStarted, Reporter
@@ -27,7 +27,7 @@ from kubeworker.flow.join import ClusterReading
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.io.binary import host_architecture
 from kubeworker.io.fleet import Failed, Ok, Outcome
-from kubeworker.io.node import Node
+from kubeworker.io.node import Node, Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +230,7 @@ class Look:
 async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, Outcome[Look]]:
     """One probe, one channel, for each node that can be reached, as soon as it is."""
     specs = {node.name: node for node in session.selected}
+    seconds = _probe_seconds(session)
 
     async def work(connection: Node) -> Look:
         name = connection.name
@@ -238,13 +239,36 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
             session.inputs().state(specs[name], Facts()), rehash=session.request.rehash, surveyed=surveyed
         )
         began = time.time()
-        answer = await connection.run(text)
+        answer = await _asked(connection, text, seconds=seconds)
         observed = parse(name, answer.stdout)
         session.report(NodeSeen(node=name))
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
         return Look(observed=observed, control_time=min(max(observed.clock, began), time.time()))
 
     return await session.on_nodes(work)
+
+
+async def _asked(connection: Node, text: str, *, seconds: float) -> Result:
+    """The probe's answer; NodeError where something on the node keeps it from its end: the others wait for the plan."""
+    try:
+        return await connection.run(text, timeout=seconds)
+    except NodeUnreachable:
+        raise
+    except NodeError as error:
+        raise NodeError(
+            f"looking at it did not end within {seconds:g} s",
+            subject=connection.name,
+            hint="it can be logged in to, and something there hangs: try df, systemctl status and crictl ps on it; "
+            "for one that is only slow set ssh.probe_timeout",
+        ) from error
+
+
+def _probe_seconds(session: Session) -> float:
+    """How long one look may take; hashing all artifacts again is done at 10 MB/s by the slowest of disks."""
+    if not session.request.rehash:
+        return session.cluster.ssh.probe_timeout
+    blobs = (*session.blobs.values(), *(archive.blob for archive in session.archives.values()))
+    return session.cluster.ssh.probe_timeout + round(sum(blob.size for blob in blobs) / 10e6)
 
 
 def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:
