@@ -13,7 +13,7 @@ so such an entry is never written and the file is hashed again by the next run.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from kubeworker.core import survey
 from kubeworker.core.model import (
@@ -125,6 +125,7 @@ def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, ho
         _sysctls(state, requirements),
         _commands(requirements),
         _modules(state, requirements),
+        _rules(state, requirements),
         _proxy_modes(requirements),
         _masquerade(requirements),
         _disks(requirements, state.bin_dir),
@@ -135,9 +136,8 @@ def script(state: NodeState, *, rehash: bool = False, surveyed: bool = False, ho
         _marked(state),
         _remains(state),
         _leftovers(state),
-        _applied(state),
+        _UNFINISHED,
         _traces(requirements),
-        _KUBELET,
         survey.SCRIPT if surveyed else "",
     ]
     looking = "\n".join(part for part in parts if part)
@@ -164,7 +164,7 @@ LC_ALL=C; PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 umask 077
 home={shlex.quote(home)}
-tab=$(printf '\\t')
+tab='\t'
 nl='
 '
 say() {{ printf '%s\\n' "$1"; }}
@@ -185,7 +185,8 @@ field hostname "$hostname"
 machine_id=
 [ ! -r /etc/machine-id ] || read -r machine_id < /etc/machine-id || :
 field machine-id "$machine_id"
-field machine "$(uname -m)"
+if [ -r /proc/sys/kernel/arch ]; then read -r value < /proc/sys/kernel/arch; else value=$(uname -m); fi
+field machine "$value"
 read -r kernel < /proc/sys/kernel/osrelease
 field kernel "$kernel"
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then field cgroup 2; else field cgroup 1; fi
@@ -225,11 +226,14 @@ def _sysctls(state: NodeState, requirements: Iterable[object]) -> str:
         for key, path in paths.items()
     )
     # grep and not the shell's read: that may ask byte by byte, and a numeric setting answers the first time only.
-    return f"""grep -Hs -m 1 '' -- {" ".join(paths.values())} | while IFS= read -r line; do
+    return f"""values=$(grep -Hs -m 1 '' -- {" ".join(paths.values())})
+while IFS= read -r line; do
   case $line in
 {cases}
   esac
-done"""
+done <<KW
+$values
+KW"""
 
 
 def sysctl_path(key: str) -> str:
@@ -249,61 +253,113 @@ def _modules(state: NodeState, requirements: Iterable[object]) -> str:
     names |= {requirement.name for requirement in requirements if isinstance(requirement, RequireModule)}
     if not names and not any(isinstance(requirement, RequireProxyMode) for requirement in requirements):
         return ""
-    evidence = "\n".join(f"    {name}) evidence={path} ;;" for name, path in _EVIDENCE.items())
-    config = "\n".join(f"    {name}) option={option} ;;" for name, option in _CONFIG.items())
-    reports = "\n".join(
-        f'module {shlex.quote(name)}; printf "module\\t%s\\t%s\\n" {shlex.quote(name)} "$found"'
-        for name in sorted(names)
-    )
-    return f"""filesystems=$(cat /proc/filesystems)
-module() {{ # sets $found
-  name=$1 evidence=''
-  case $name in
-{evidence}
-  esac
-  if [ -d "/sys/module/$name" ]; then found=loaded; return; fi
-  if [ -n "$evidence" ] && [ -e "$evidence" ]; then found=builtin; return; fi
-  case $filesystems in *"$tab$name"*) found=builtin; return ;; esac
-  if [ "$name" = nf_tables ] && nft list tables > /dev/null 2>&1; then found=builtin; return; fi
-  case $name in
-{config}
-    *) option=CONFIG_$(printf '%s' "$name" | tr '[:lower:]' '[:upper:]') ;;
-  esac
+    reports = "\n".join(f'{_module(name)}; field module {shlex.quote(name)}"$tab$found"' for name in sorted(names))
+    return f"""filesystems='' modules=''
+module() {{ # module NAME OPTION EVIDENCE: sets $found; each module is looked for once
+  case $modules in *" $1="*) found=${{modules##*" $1="}}; found=${{found%% *}}; return ;; esac
+  look_for_module "$@"
+  modules="$modules $1=$found "
+}}
+look_for_module() {{
+  if [ -d "/sys/module/$1" ]; then found=loaded; return; fi
+  if [ -n "$3" ] && [ -e "$3" ]; then found=builtin; return; fi
+  [ -n "$filesystems" ] || filesystems=$(cat /proc/filesystems)
+  case $filesystems in *"$tab$1"*) found=builtin; return ;; esac
+  if [ "$1" = nf_tables ] && nft list tables > /dev/null 2>&1; then found=builtin; return; fi
   kernel_config
-  case "$nl$config$nl" in *"$nl$option=y$nl"*) found=builtin; return ;; esac
-  if grep -q "/$name\\.ko" "/lib/modules/$kernel/modules.builtin" 2> /dev/null; then found=builtin
-  elif modprobe --dry-run --quiet "$name" 2> /dev/null; then found=available
+  case "$nl$config$nl" in *"$nl$2=y$nl"*) found=builtin; return ;; esac
+  if grep -q "/$1\\.ko" "/lib/modules/$kernel/modules.builtin" 2> /dev/null; then found=builtin
+  elif modprobe --dry-run --quiet "$1" 2> /dev/null; then found=available
   else found=missing; fi
 }}
 {reports}"""
 
 
+def _module(name: str) -> str:
+    option = _CONFIG.get(name, f"CONFIG_{name.upper()}")
+    return shlex.join(["module", name, option, _EVIDENCE.get(name, "")])
+
+
+# What kube-proxy's rules are made of, checked by the kernel without being applied.
+_NFTABLES_MODE = """table ip kubeworker-probe {
+  chain a { counter; }
+  chain nat {
+    type nat hook prerouting priority dstnat;
+    fib daddr type local numgen random mod 1 vmap { 0 : goto a }
+  }
+}"""
+
+
+def _masquerade_table(family: str) -> str:
+    return f"""table {family} kubeworker-probe-masquerade {{
+  chain a {{ type nat hook postrouting priority srcnat; masquerade; }}
+}}"""
+
+
+def _rules(state: NodeState, requirements: Sequence[object]) -> str:
+    """All that nft is asked where all is well, at once: what it would take, and which chains there are.
+
+    Sets $nft where it took all of it, and $rules to the chains: `?` where it can't tell.
+    """
+    asked = []
+    if any(leftovers(stage) for stage in state.stages):
+        asked.append("list chains")
+    if _proxy_mode_wanted(requirements) == "nftables":
+        asked.append(_NFTABLES_MODE)
+    asked += map(_masquerade_table, _masquerade_families(requirements))
+    if not asked:
+        return ""
+    text = "\n".join(asked)
+    if "list chains" not in asked:
+        return f"""nft=yes
+nft --check --file - > /dev/null 2>&1 <<'KW' || nft=
+{text}
+KW"""
+    # What iptables-legacy keeps, nft does not see.
+    return f"""nft=yes
+rules=$(nft --check --file - 2> /dev/null <<'KW'
+{text}
+KW
+) || nft=
+[ -n "$nft" ] || rules=$(nft list chains 2> /dev/null) || rules='?'
+for path in /proc/net/ip_tables_names /proc/net/ip6_tables_names; do
+  if [ -r "$path" ] && read -r value < "$path"; then rules='?'; fi
+done
+rules_may_have() {{ # rules_may_have TEXTS...: whether one of them is in the list of chains, or nobody can tell
+  [ "$rules" != '?' ] || return 0
+  for text; do case $rules in *"$text"*) return 0 ;; esac; done
+  return 1
+}}
+iptables_chains() {{ # iptables_chains PATTERN: whether a line matches that declares a chain of kube-proxy's or a copy
+  [ -n "${{saved+once}}" ] || saved=$({{ iptables-save; ip6tables-save; }} | grep '^:K')
+  say "$saved" | grep -q -E "$1"
+}}"""
+
+
+def _proxy_mode_wanted(requirements: Iterable[object]) -> str:
+    return next((requirement.mode for requirement in requirements if isinstance(requirement, RequireProxyMode)), "")
+
+
 def _proxy_modes(requirements: Iterable[object]) -> str:
-    wanted = [requirement.mode for requirement in requirements if isinstance(requirement, RequireProxyMode)]
+    wanted = _proxy_mode_wanted(requirements)
     if not wanted:
         return ""
-    first = shlex.quote(wanted[0])
+    first = shlex.quote(wanted)
+    taken = '[ -n "$nft" ] || ' if wanted == "nftables" else ""
     return f"""proxy_mode() {{ # sets $answer: yes, or why the kernel can't do it
   answer=yes
   case $1 in
     ipvs)
-      for name in ip_vs ip_vs_rr; do
-        module $name
-        [ "$found" != missing ] || {{ answer="the kernel has no module $name"; break; }}
-      done ;;
+      {_module("ip_vs")}
+      if [ "$found" = missing ]; then answer='the kernel has no module ip_vs'; return; fi
+      {_module("ip_vs_rr")}
+      [ "$found" != missing ] || answer='the kernel has no module ip_vs_rr' ;;
     nftables)
-      # What kube-proxy's rules are made of, checked by the kernel without being applied.
       if ! command -v nft > /dev/null; then answer='the command nft is missing (package nftables)'
-      elif ! nft --check --file - > /dev/null 2>&1 <<'KW'
-table ip kubeworker-probe {{
-  chain a {{ counter; }}
-  chain nat {{
-    type nat hook prerouting priority dstnat;
-    fib daddr type local numgen random mod 1 vmap {{ 0 : goto a }}
-  }}
-}}
+      elif {taken}nft --check --file - > /dev/null 2>&1 <<'KW'
+{_NFTABLES_MODE}
 KW
-      then answer='the kernel refuses the nf_tables expressions it needs (fib, numgen, verdict maps)'; fi ;;
+      then :; else answer='the kernel refuses the nf_tables expressions it needs (fib, numgen, verdict maps)'; fi ;;
     iptables)
       if ! command -v iptables > /dev/null; then answer='the command iptables is missing (package iptables)'
       elif ! iptables -w 5 -t nat -S OUTPUT > /dev/null 2>&1; then answer='iptables -t nat does not work'; fi ;;
@@ -312,29 +368,32 @@ KW
 proxy_mode {first}
 printf 'proxy-mode\\t%s\\t%s\\n' {first} "$answer"
 # What else it can do matters only where it can't do that.
-[ "$answer" = yes ] || for mode in {" ".join(mode for mode in PROXY_MODES if mode != wanted[0])}; do
+[ "$answer" = yes ] || for mode in {" ".join(mode for mode in PROXY_MODES if mode != wanted)}; do
   proxy_mode $mode
   printf 'proxy-mode\\t%s\\t%s\\n' "$mode" "$answer"
 done"""
 
 
-def _masquerade(requirements: Iterable[object]) -> str:
+def _masquerade_families(requirements: Iterable[object]) -> Sequence[str]:
     families = {requirement.family for requirement in requirements if isinstance(requirement, RequireMasquerade)}
-    if not families:
-        return ""
-    # One cluster has one family. nf_tables may be there without it (CONFIG_NF_TABLES_IPV4 off).
-    family = min(families)
-    iptables = "iptables" if family == "ip" else "ip6tables"
-    return f"""masquerade=
-if nft --check --file - > /dev/null 2>&1 <<'KW'
-table {family} kubeworker-probe {{
-  chain a {{ type nat hook postrouting priority srcnat; masquerade; }}
-}}
+    # One cluster has one family.
+    return sorted(families)[:1]
+
+
+def _masquerade(requirements: Iterable[object]) -> str:
+    texts = []
+    for family in _masquerade_families(requirements):
+        iptables = "iptables" if family == "ip" else "ip6tables"
+        # nf_tables may be there without it (CONFIG_NF_TABLES_IPV4 off).
+        texts.append(f"""masquerade=
+if [ -n "$nft" ] || nft --check --file - > /dev/null 2>&1 <<'KW'
+{_masquerade_table(family)}
 KW
 then masquerade=nft
 elif {iptables} -w 5 -t nat -S POSTROUTING > /dev/null 2>&1; then masquerade=iptables
 fi
-field masquerade "$masquerade\""""
+field masquerade "$masquerade\"""")
+    return "\n".join(texts)
 
 
 def _ports(requirements: Iterable[object]) -> str:
@@ -353,21 +412,26 @@ if [ -n "$sockets" ]; then
     rest=${{rest#*MainPID=}}
     set -- "$@" "/proc/${{rest%%"$nl"*}}/fd"
   done
-  held=$nl$([ $# -eq 0 ] || find "$@" -lname 'socket:*' -printf '%l %p\\n' 2> /dev/null)
-  sockets=$(printf '%s\\n' "$sockets" | while read -r socket; do
+  held=
+  [ $# -eq 0 ] || held=$nl$(find "$@" -lname 'socket:*' -printf '%l %p\\n' 2> /dev/null)
+  found=$sockets sockets=
+  while read -r socket; do
     inode=${{socket#* ino:}}; inode=${{inode%% *}}
     case $held in
       *"${{nl}}socket:[$inode] /proc/"*)
         pid=${{held#*"${{nl}}socket:[$inode] /proc/"}}; pid=${{pid%%/*}} process=
         read -r process < "/proc/$pid/comm"
-        say "$socket users:((\\"$process\\",pid=$pid,fd=0))" ;;
+        sockets="$sockets$socket users:((\\"$process\\",pid=$pid,fd=0))$nl" ;;
       # The kernel's own have no process.
-      *) [ "$inode" = 0 ] || exit 1
-        say "$socket" ;;
+      *) [ "$inode" = 0 ] || {{ sockets=$(ss -Hltunp '( {condition} )'); break; }}
+        sockets=$sockets$socket$nl ;;
     esac
-  done) || sockets=$(ss -Hltunp '( {condition} )')
+  done <<KW
+$found
+KW
 fi
-[ -z "$sockets" ] || printf '%s\\n' "$sockets" | while read -r socket; do
+while read -r socket; do
+  [ -n "$socket" ] || continue
   field socket "$socket"
   # Several hold it where one has just forked: a child that is about to run something else is gone in a moment.
   holders=$socket
@@ -381,7 +445,9 @@ fi
       break
     done < "/proc/$pid/cgroup"
   done
-done"""
+done <<KW
+$sockets
+KW"""
 
 
 def _disks(requirements: Iterable[object], bin_dir: str) -> str:
@@ -394,14 +460,17 @@ for path in {words}; do
   while [ ! -d "$place" ]; do place=${{place%/*}}; [ -n "$place" ] || place=/; done
   set -- "$@" "$place"
 done
-df -B1 --output=avail,iavail,target -- "$@" | {{
+disks=$(df -B1 --output=avail,iavail,target -- "$@")
+{{
   read -r _
   # shellcheck disable=SC2043
   for path in {words}; do
     read -r free inodes mount
     printf 'disk\\t%s\\t%s\\t%s\\t%s\\n' "$free" "$inodes" "$mount" "$path"
   done
-}}"""
+}} <<KW
+$disks
+KW"""
 
 
 def _images(state: NodeState) -> str:
@@ -427,16 +496,17 @@ def _units(units: list[str]) -> str:
     return f"""units=$(TZ=UTC systemctl show --property={properties} -- {names})
 say units
 say "$units"
-say units-end
-for name in {names}; do
-  if [ -r "$home/started/$name" ] && read -r restart reload invocation < "$home/started/$name"; then
-    printf 'record\\t%s\\t%s\\t%s\\t%s\\n' "$name" "$restart" "$reload" "$invocation"
-  fi
-done"""
+say units-end"""
 
 
 def _files(state: NodeState, paths: tuple[str, ...], units: list[str], *, rehash: bool, keep: bool) -> str:
-    wanted = "\n".join(f"w\t{file.sha256}\t{file.path}" for file in _text_files(state))
+    wanted = "\n".join(
+        [
+            *(f"w\t{file.sha256}\t{file.path}" for file in _text_files(state)),
+            *(f"started\t{unit}" for unit in units),
+            *(f"applied\t{stage.component}" for stage in state.stages),
+        ]
+    )
     patterns = " ".join(
         [
             *(f"{directory}/{shlex.quote(unit)}.d/*.conf" for directory in DROPIN_DIRS for unit in units),
@@ -456,7 +526,7 @@ done
 wanted={shlex.quote(wanted)}
 hashes() {{ # hashes FRESH WRITE: FRESH are lines of just computed hashes; the new index goes to the file WRITE
   printf '%s\\n%s\\n%s\\n' "$wanted" "$1" "$stats" |
-    awk -F '\\t' -v index_file="{index}" -v now="$now" -v write="$2" '{_AWK}'
+    awk -F '\\t' -v home="$home" -v index_file="{index}" -v now="$now" -v write="$2" '{_AWK}'
 }}
 found=$(hashes '' '')
 case "$nl$found" in *"${{nl}}t$tab"*)
@@ -470,26 +540,69 @@ case "$nl$found" in *"${{nl}}t$tab"*)
     found=$(hashes "$fresh" '')
   fi ;;
 esac
-[ -z "$stats" ] || printf '%s\\n' "$stats"
-printf '%s\\n' "$found" | while IFS= read -r line; do
-  case $line in
-    "hash$tab"*) printf '%s\\n' "$line" ;;
-    "differs$tab"*)
-      path=${{line#*"$tab"}}
-      printf 'content\\t%s\\t%s\\n' "$(base64 -w 0 < "$path")" "$path" ;;
-  esac
-done"""
+[ -z "$stats" ] || say "$stats"
+case "$nl$found" in
+  *"${{nl}}differs$tab"* | *"${{nl}}t$tab"*)
+    say "$found" | while IFS= read -r line; do
+      case $line in
+        "t$tab"*) ;;
+        "differs$tab"*)
+          path=${{line#*"$tab"}}
+          printf 'content\\t%s\\t%s\\n' "$(base64 -w 0 < "$path")" "$path" ;;
+        *) say "$line" ;;
+      esac
+    done ;;
+  *) [ -z "$found" ] || say "$found" ;;
+esac"""
 
 
 # Reads `w` (wanted hash of a text file), `f` (fresh hash) and `s` (stat) lines, in this order. Prints `hash` lines,
 # `t` lines for what must be hashed, and `differs` for text files whose content the plan will want to show. What not
 # everybody may read stays on the node: it may have been a secret until now (a hosts.toml that loses its header).
+# It reads small files too, since it is started anyway: the shell's own read asks the kernel for each byte. The records
+# of the last starts (`started` lines) and applies (`applied`). Of kubelet's certificate file, which holds the private
+# key too, what stands between the certificate's own lines; of its kubeconfig, which may hold credentials, how it
+# reaches the API.
 _AWK = (
     """
+  function applied(name,   line) {
+    while ((getline line < (home "/applied/" name)) > 0) print "applied\\t" name "\\t" line
+  }
+  function started(name,   line, part) {
+    if ((getline line < (home "/started/" name)) <= 0) return
+    split(line, part, " ")
+    print "record\\t" name "\\t" part[1] "\\t" part[2] "\\t" part[3]
+  }
+  function trimmed(text) {
+    gsub(/^[ \\t]+|[ \\t]+$/, "", text)
+    return text
+  }
+  function certificate(path,   line, more, any, inside, body) {
+    while ((more = (getline line < path)) >= 0) {
+      any = 1
+      line = trimmed(line)
+      if (!more || line == "-----END CERTIFICATE-----") break
+      if (line == "-----BEGIN CERTIFICATE-----") inside = 1
+      else if (inside) body = body line
+    }
+    if (any) print "client-cert\\t" body
+  }
+  function kubeconfig(path,   line, key) {
+    while ((getline line < path) > 0) {
+      key = line = trimmed(line)
+      sub(/[ \\t].*/, "", key)
+      if (key == "server:" || key == "certificate-authority:" || key == "certificate-authority-data:")
+        print "kubeconfig\\t" substr(key, 1, length(key) - 1) "\\t" trimmed(substr(line, length(key) + 1))
+    }
+  }
   BEGIN {
     while (index_file != "" && (getline line < index_file) > 0) known[substr(line, 66)] = substr(line, 1, 64)
     if (write != "") printf "" > write
+    certificate("CLIENT_CERT")
+    kubeconfig("KUBECONFIG")
   }
+  $1 == "started" { started($2) }
+  $1 == "applied" { applied($2) }
   $1 == "w" { wanted[substr($0, 68)] = $2 }
   $1 == "f" { fresh[substr($0, 68)] = $2 }
   $1 == "s" && length($2) == 4 && substr($2, 1, 1) == "8" {
@@ -502,8 +615,10 @@ _AWK = (
     if (write != "" && $5 + 0.1 < now + 0 && $6 + 0.1 < now + 0) print sha "\\t" key > write
     if ((path in wanted) && wanted[path] != sha && $4 <= LIMIT && $2 ~ /[4-7c-f]$/) print "differs\\t" path
   }
-"""
-).replace("LIMIT", str(CONTENT_LIMIT))
+""".replace("LIMIT", str(CONTENT_LIMIT))
+    .replace("CLIENT_CERT", KUBELET_CLIENT_CERT)
+    .replace("KUBECONFIG", KUBELET_KUBECONFIG)
+)
 
 
 def _text_files(state: NodeState) -> Iterator[File]:
@@ -550,16 +665,8 @@ def _remains(state: NodeState) -> str:
 done"""
 
 
-def _applied(state: NodeState) -> str:
-    """The records of what was applied last, and whether a run died on the node: its folder is there, its lock not."""
-    names = shlex.join(stage.component for stage in state.stages)
-    return f"""# shellcheck disable=SC2043  # there may be only one
-for name in {names}; do
-  [ ! -r "$home/applied/$name" ] || while IFS= read -r line; do
-    printf 'applied\\t%s\\t%s\\n' "$name" "$line"
-  done < "$home/applied/$name"
-done
-for path in "$home"/work.*; do
+# Whether a run died on the node: its folder is there, its lock not.
+_UNFINISHED = """for path in "$home"/work.*; do
   # Each stage opens the lock anew, so that its time is the last one's begin.
   if [ -d "$path" ] && flock -n "$home/lock" true; then field unfinished "$(stat -c %Y -- "$home/lock")"; fi
 done"""
@@ -576,29 +683,7 @@ def _traces(requirements: Iterable[object]) -> str:
 
 def _leftovers(state: NodeState) -> str:
     return "\n".join(
-        f"! (\n{each.present}\n) > /dev/null 2>&1 < /dev/null || field leftover {shlex.quote(each.name)}"
+        f"if {{\n{each.present}\n}} > /dev/null 2>&1 < /dev/null; then field leftover {shlex.quote(each.name)}; fi"
         for stage in state.stages
         for each in leftovers(stage)
     )
-
-
-# The certificate file holds the private key too: only what stands between the certificate's own lines is read out.
-_KUBELET = f"""if [ -r {KUBELET_CLIENT_CERT} ]; then
-  body='' inside=''
-  while read -r line; do
-    case $line in
-      '-----BEGIN CERTIFICATE-----') inside=yes ;;
-      '-----END CERTIFICATE-----') break ;;
-      *) [ -z "$inside" ] || body=$body$line ;;
-    esac
-  done < {KUBELET_CLIENT_CERT}
-  field client-cert "$body"
-fi
-if [ -r {KUBELET_KUBECONFIG} ]; then
-  while read -r key value; do
-    case $key in
-      server: | certificate-authority: | certificate-authority-data:)
-        printf 'kubeconfig\\t%s\\t%s\\n' "${{key%:}}" "$value" ;;
-    esac
-  done < {KUBELET_KUBECONFIG}
-fi"""

@@ -76,7 +76,7 @@ def leftovers(mode: Mode | None, *, kube_proxy: str, service_cidr: str, reason: 
     scripts: dict[Mode, tuple[str, str]] = {
         "iptables": (_iptables_present(shared=mode != "ipvs"), _iptables_remove(shared=mode != "ipvs")),
         "ipvs": (_IPVS_PRESENT, _ipvs_remove(kube_proxy)),
-        "nftables": (_NFT_PRESENT, _nft_remove("kube-proxy")),
+        "nftables": (_nft_present("kube-proxy"), _nft_remove("kube-proxy")),
     }
     # What kube-proxy removes at its start, well before it has rules of its own.
     keeps: dict[tuple[Mode, Mode | None], tuple[str, str]] = {
@@ -150,20 +150,29 @@ done
 """
 
 
+# In the probe's own words (core/probe.py). The list of chains tells of most nodes that there is nothing to look for;
+# where there may be something, the very tools that `remove` uses are asked.
+
+
 def _iptables_present(*, shared: bool) -> str:
     # In ipvs mode the nat table has a KUBE-SERVICES too.
     both = ("KUBE-(SERVICES|POSTROUTING)", _BOTH["filter"])
     groups = (*_IPTABLES.values(), *both) if shared else (_IPTABLES["nat"], "KUBE-EXTERNAL-SERVICES")
     names = "|".join(filter(None, groups))
-    return f"{{ iptables-save; ip6tables-save; }} | grep -q -E '^:({names}) '"
+    signs = ("SVC-", "SEP-", "EXT-", "SVL-", "FW-", "NODEPORTS", "PROXY-CANARY", "EXTERNAL-SERVICES")
+    signs = (*signs, "SERVICES", "POSTROUTING", "FORWARD", "PROXY-FIREWALL") if shared else signs
+    words = " ".join(f"'chain KUBE-{sign}'" for sign in signs)
+    return f"rules_may_have {words} && iptables_chains '^:({names}) '"
 
 
 def _iptables_remove(*, shared: bool) -> str:
     return _chains(_IPTABLES, _BOTH) if shared else _chains(_IPTABLES, jump=_IPTABLES_JUMP)
 
 
-_IPVS_PRESENT = """[ -e /sys/class/net/kube-ipvs0 ] || ipset list -n | grep -q '^KUBE-' ||
-  iptables -w 5 -t nat -S KUBE-LOAD-BALANCER || ip6tables -w 5 -t nat -S KUBE-LOAD-BALANCER"""
+_IPVS_PRESENT = """[ -e /sys/class/net/kube-ipvs0 ] ||
+  { [ -d /sys/module/ip_set ] && ipset list -n | grep -q '^KUBE-'; } ||
+  { rules_may_have 'chain KUBE-LOAD-BALANCER ' &&
+    { iptables -w 5 -t nat -S KUBE-LOAD-BALANCER || ip6tables -w 5 -t nat -S KUBE-LOAD-BALANCER; }; }"""
 
 
 def _ipvs_remove(kube_proxy: str) -> str:
@@ -185,7 +194,9 @@ fi
 """
 
 
-_NFT_PRESENT = "nft list table ip kube-proxy || nft list table ip6 kube-proxy"
+def _nft_present(table: str) -> str:
+    return f"""{{ rules_may_have 'table ip {table} ' 'table ip6 {table} ' &&
+  {{ nft list table ip {table} || nft list table ip6 {table}; }}; }}"""
 
 
 def _nft_remove(table: str) -> str:
@@ -234,5 +245,5 @@ for family in iptables ip6tables; do
 {_COPY_CALLS}
 done
 """
-_COPIES_PRESENT = f"""nft list table ip {_COPY_TABLE} || nft list table ip6 {_COPY_TABLE} ||
-  {{ iptables-save; ip6tables-save; }} | grep -q '^:{_COPY_PREFIX}'"""
+_COPIES_PRESENT = f"""{_nft_present(_COPY_TABLE)} ||
+  {{ rules_may_have 'chain {_COPY_PREFIX}' && iptables_chains '^:{_COPY_PREFIX}'; }}"""
