@@ -159,8 +159,8 @@ def _iptables_present(*, shared: bool) -> str:
     both = ("KUBE-(SERVICES|POSTROUTING)", _BOTH["filter"])
     groups = (*_IPTABLES.values(), *both) if shared else (_IPTABLES["nat"], "KUBE-EXTERNAL-SERVICES")
     names = "|".join(filter(None, groups))
-    signs = ("SVC-", "SEP-", "EXT-", "SVL-", "FW-", "NODEPORTS", "PROXY-CANARY", "EXTERNAL-SERVICES")
-    signs = (*signs, "SERVICES", "POSTROUTING", "FORWARD", "PROXY-FIREWALL") if shared else signs
+    signs = ["SVC-", "SEP-", "EXT-", "SVL-", "FW-", "NODEPORTS", "PROXY-CANARY", "EXTERNAL-SERVICES"]
+    signs += ["SERVICES", "POSTROUTING", "FORWARD", "PROXY-FIREWALL"] if shared else []
     words = " ".join(f"'chain KUBE-{sign}'" for sign in signs)
     return f"rules_may_have {words} && iptables_chains '^:({names}) '"
 
