@@ -263,7 +263,7 @@ class JoinFailed(ActionFailed):
     """The node's units run, and it has not become a Ready member of the cluster."""
 
     id = "join"
-    why = "Its certificate request waits, the network plugin is missing, or kubelet does not reach the API."
+    why = "Its certificate request waits, its network plugin is not up, or kubelet or this tool do not reach the API."
     way_out = "kubeworker csr list; kubectl describe node NAME; journalctl -u kubelet on the node"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from kubeworker.core import actions, csr, issuing, node_script
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.model import TlsEndpoint
-from kubeworker.errors import ActionFailed, ApiError, KubeworkerError, NodeUnreachable
+from kubeworker.errors import ActionFailed, ApiError, JoinFailed, KubeworkerError, NodeUnreachable
 from kubeworker.flow import chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
@@ -331,7 +331,7 @@ class _Run:
             for name, trouble in lame.items():
                 text = f"{chart.component}'s agent on it is not Ready: {trouble}"
                 hint = f"kubectl --namespace {chart.namespace} describe pod --selector k8s-app={chart.agent}"
-                self._fail(name, ActionFailed(text, subject=name, hint=hint))
+                self._fail(name, JoinFailed(text, subject=name, hint=hint))
 
     async def _listen(self, batch: Sequence[NodePlan]) -> None:
         """Take down the heartbeats of nodes that are Ready and whose kubelet is about to be restarted."""
@@ -435,7 +435,7 @@ class _Run:
             return error
         headline, newline, rest = error.message.partition("\n")
         text = f"{headline}; {trouble.text}{newline}{rest}"
-        return ActionFailed(text, subject=error.subject, hint="\n  ".join(filter(None, (trouble.hint, error.hint))))
+        return JoinFailed(text, subject=error.subject, hint="\n  ".join(filter(None, (trouble.hint, error.hint))))
 
     def _count(self, name: str, *, actions: int = 0, uploaded: int = 0, pulled: int = 0) -> None:
         before = self.results[name]
@@ -555,7 +555,7 @@ class _Run:
             )
         for name in sorted(joined if isinstance(unserved, ApiError) else unserved):
             why = _unknown(unserved) if isinstance(unserved, ApiError) else self._trouble(name) or _UNASKED
-            self._fail(name, ActionFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
+            self._fail(name, JoinFailed(f"it has no serving certificate: {why.text}", subject=name, hint=why.hint))
 
     async def _wait_shown(self, kube: Kube, names: set[str]) -> None:
         """What kubelet shows, seen on the node itself, is what was issued to it."""
@@ -566,7 +566,7 @@ class _Run:
             if isinstance(requests, ApiError):
                 for name in sorted(names):
                     why = _unknown(requests)
-                    self._fail(name, ActionFailed(why.text, subject=name, hint=why.hint))
+                    self._fail(name, JoinFailed(why.text, subject=name, hint=why.hint))
                 return
             # Read again each time: a node that joins again asks while its former request still looks like its newest.
             mine = (each for each in requests if each.certificate and each.node in names)
@@ -577,7 +577,7 @@ class _Run:
                 names.discard(each.request.node)
                 if each.status != "shown":
                     name, text = each.request.node, f"{each.request.name}: {each.detail}"
-                    self._fail(name, ActionFailed(text, subject=name, hint=ANOTHER_HINT))
+                    self._fail(name, JoinFailed(text, subject=name, hint=ANOTHER_HINT))
             if not comparison.waiting:
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -594,7 +594,7 @@ class _Run:
             for name in sorted({node.name for node in plan.nodes if node.joining} & self.going()):
                 why = _unknown(error)
                 text = f"its labels and taints may not be set: {why.text}"
-                self._fail(name, ActionFailed(text, subject=name, hint=why.hint))
+                self._fail(name, JoinFailed(text, subject=name, hint=why.hint))
 
     @contextlib.contextmanager
     def _waiting(self, names: Iterable[str], what: str) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from kubeworker.components import kubelet
 from kubeworker.core import actions
 from kubeworker.core.kube_views import NodeStatus
-from kubeworker.errors import ActionFailed, ApiError, JoinFailed
+from kubeworker.errors import ApiError, JoinFailed
 from kubeworker.flow.plan import NodePlan
 from kubeworker.flow.polling import looked_until
 
@@ -36,7 +36,7 @@ def is_ready(node: NodeStatus, before: Heartbeats) -> bool:
 
 async def unready(
     look: Look, names: Collection[str], before: Heartbeats, *, seconds: float = READY_SECONDS
-) -> dict[str, ActionFailed]:
+) -> dict[str, JoinFailed]:
     """Wait until all of these are Ready; those that are not, each with why. `look` reads them."""
     wanted = frozenset(names)
     seen = await looked_until(
@@ -45,7 +45,7 @@ async def unready(
     if isinstance(seen, ApiError):
         text = f"whether it is Ready is not known: the API can't be asked: {seen.message}"
         hint = "run apply again once it answers"
-        return {name: ActionFailed(text, subject=name, hint=hint) for name in sorted(wanted)}
+        return {name: JoinFailed(text, subject=name, hint=hint) for name in sorted(wanted)}
     found = {node.name: node for node in seen}
     return {
         name: _failed(name, found.get(name), seconds)
@@ -54,7 +54,7 @@ async def unready(
     }
 
 
-def _failed(name: str, node: NodeStatus | None, seconds: float) -> ActionFailed:
+def _failed(name: str, node: NodeStatus | None, seconds: float) -> JoinFailed:
     match node:
         case None:
             why = "it has not registered"
