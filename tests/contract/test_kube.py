@@ -351,6 +351,18 @@ async def test_a_cancelled_run_takes_its_tokens_back(control_plane: ControlPlane
     assert await kube.tokens() == ()
 
 
+async def test_tokens_that_were_handed_over_stay_for_the_next_try(control_plane: ControlPlane, kube: Kube) -> None:
+    cluster = cluster_of(control_plane, W1)
+    plan = await planned(kube, cluster, W1.name)
+    await apply_cluster(kube, plan.actions, lambda _: None)
+    desk = Desk(kube=kube, inventory=csr.inventory(cluster), report=lambda _: None, nodes={W1.name})
+    ended = asyncio.Event()
+    ended.set()
+    await approve_while(desk, plan.tokens, ended, handed=True)
+    assert [each.id for each in await kube.tokens()] == [plan.tokens[0].id]
+    await kube.delete_token(plan.tokens[0])
+
+
 async def test_tokens_of_a_long_run_do_not_expire_under_it(control_plane: ControlPlane, kube: Kube) -> None:
     cluster, events = cluster_of(control_plane, W1), list[Event]()
     plan = decide(await read_cluster(kube, cluster), cluster, [W1.name], datetime.now(UTC) - timedelta(minutes=9))

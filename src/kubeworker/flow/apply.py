@@ -209,7 +209,8 @@ async def _approving(session: Session, plan: Plan) -> AsyncIterator[Desk | None]
         rejoining=plan.objects.rejoining,
     )
     async with asyncio.TaskGroup() as group:
-        group.create_task(join.approve_while(desk, plan.objects.tokens, until))
+        handed = session.handed is not None
+        group.create_task(join.approve_while(desk, plan.objects.tokens, until, handed=handed))
         try:
             yield desk
         finally:

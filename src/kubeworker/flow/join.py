@@ -191,11 +191,15 @@ async def guarded_warnings(kube: Kube, cluster: ClusterFile) -> tuple[str, ...]:
     return (cluster_objects.guarded_warning(cluster_objects.granting_bindings(bindings, roles, groups)),)
 
 
-async def approve_while(desk: Desk, tokens: Sequence[BootstrapToken], until: asyncio.Event) -> None:
+async def approve_while(
+    desk: Desk, tokens: Sequence[BootstrapToken], until: asyncio.Event, *, handed: bool = False
+) -> None:
     """Approve the certificates of the desk's nodes by the rules until the event is set; then take all tokens back.
 
     Runs beside the nodes' stages. It never raises for the API's sake: a stage that waits for a certificate in vain
     fails by itself, and `desk.troubles` says why. Tokens live as long as the run, and are deleted on cancellation too.
+    Those that were `handed` over are left to nodes that have not joined, until they expire: a part of the fleet that
+    failed is tried once more, and that run can't make others.
     """
     owners = {token.id: token.node for token in tokens}
     left = list(tokens)
@@ -212,7 +216,7 @@ async def approve_while(desk: Desk, tokens: Sequence[BootstrapToken], until: asy
             await _pause(until)
     finally:
         away: ApiUnreachable | None = None
-        for token in left:
+        for token in () if handed else left:
             if away is not None:
                 _left_behind(desk, token, away)  # each try would take seconds
             elif isinstance(error := await _take_back(desk, token), ApiUnreachable):
