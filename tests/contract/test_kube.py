@@ -351,6 +351,19 @@ async def test_a_cancelled_run_takes_its_tokens_back(control_plane: ControlPlane
     assert await kube.tokens() == ()
 
 
+async def test_a_run_over_a_part_leaves_the_tokens_of_the_rest_to_the_runs_that_made_them(
+    control_plane: ControlPlane, kube: Kube
+) -> None:
+    cluster = cluster_of(control_plane, W1, W2)
+    plan = await planned(kube, cluster, W2.name)
+    await apply_cluster(kube, plan.actions, lambda _: None)
+    mine = decide(await read_cluster(kube, cluster, [W1.name], part=True), cluster, [W1.name], datetime.now(UTC))
+    assert [action.verb for action in mine.actions if "bootstrap-token" in action.subject] == ["create"]
+    whole = decide(await read_cluster(kube, cluster), cluster, [W1.name], datetime.now(UTC))
+    assert [action.verb for action in whole.actions if "bootstrap-token" in action.subject] == ["delete", "create"]
+    await kube.delete_token(plan.tokens[0])
+
+
 async def test_tokens_that_were_handed_over_stay_for_the_next_try(control_plane: ControlPlane, kube: Kube) -> None:
     cluster = cluster_of(control_plane, W1)
     plan = await planned(kube, cluster, W1.name)

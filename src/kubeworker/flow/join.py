@@ -60,9 +60,15 @@ class ClusterReading:
 
 
 async def read_cluster(
-    kube: Kube, cluster: ClusterFile, nodes: Collection[str] | None = None, *, handed: Handed | None = None
+    kube: Kube,
+    cluster: ClusterFile,
+    nodes: Collection[str] | None = None,
+    *,
+    part: bool = False,
+    handed: Handed | None = None,
 ) -> ClusterReading:
-    """Read all of it. `nodes`: a run for these only; None: for every node of cluster.yaml.
+    """Read all of it. `nodes`: a run for these only; None: for every node of cluster.yaml. `part`: other runs may be
+    at work on the rest meanwhile, so that the tokens of those nodes are none of this one's business.
 
     With what was `handed` over, neither Secrets nor bindings are read. A run for a few nodes reads those Nodes only,
     unless `cni: bridge` needs everybody's podCIDR for its routes.
@@ -78,7 +84,8 @@ async def read_cluster(
 
     async def records() -> tuple[tuple[BootstrapToken, ...], dict[str, str]]:
         owned = cluster_objects.owned_record(await kube.owned_record())
-        return (await kube.tokens() if handed is None else handed.tokens), owned
+        tokens = await kube.tokens() if handed is None else handed.tokens
+        return tuple(token for token in tokens if not part or token.node in names), owned
 
     async def rest() -> tuple[tuple[NodeStatus, ...], tuple[str, ...]]:
         return await kube.nodes(asked), await guarded_warnings(kube, cluster) if handed is None else ()

@@ -203,8 +203,8 @@ async def _read(session: Session) -> ClusterReading | None:
     """What the API says; None where none answers."""
     if session.kube is None:
         return None
-    chosen = session.request.nodes
-    return await join.read_cluster(session.kube, session.cluster, chosen or None, handed=session.handed)
+    chosen, part = session.request.nodes, session.request.shard is not None
+    return await join.read_cluster(session.kube, session.cluster, chosen or None, part=part, handed=session.handed)
 
 
 async def _compare(session: Session) -> ChartsPlan:
