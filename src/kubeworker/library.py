@@ -2,6 +2,19 @@
 
 Nothing here prints, asks or ends the process; what goes on is told to `report`. Cancelling the task is Ctrl-C: what was
 begun on a node is ended or put back, bootstrap tokens and test objects are removed, and CancelledError goes on its way.
+
+What the verbs have in common:
+
+    file: The cluster file.
+    nodes: Only these, by name; empty: all.
+    shard: "I/N", from "0/N" to "N-1/N": only this part of the fleet. Runs over different parts go side by side.
+    rehash: Hash every file on the nodes again, whatever their index says.
+    accept_new_host_keys: Pin the SSH keys of hosts that known_hosts does not have yet.
+    report: Is told what goes on, from the task that runs the verb.
+
+They raise InputError where something in the file, or that it names, can't be used, and ArtifactError, a kind of it,
+where a binary can't be had from any source. A node that can't be reached, planned or changed is no exception: it has
+its `error` in what is returned.
 """
 
 from __future__ import annotations
@@ -21,7 +34,7 @@ from kubeworker.flow import verify as verify_flow
 from kubeworker.flow.apply import ApplyReport, Confirm
 from kubeworker.flow.events import Reporter, silent
 from kubeworker.flow.plan import Plan
-from kubeworker.flow.session import Request
+from kubeworker.flow.session import request
 from kubeworker.io.cluster_file import load
 
 
@@ -38,33 +51,22 @@ async def plan(
     file: str | os.PathLike[str],
     *,
     nodes: Sequence[str] = (),
+    shard: str = "",
     rehash: bool = False,
     accept_new_host_keys: bool = False,
     report: Reporter = silent,
 ) -> Plan:
-    """What would change on the nodes and in the cluster, and why. Changes nothing.
-
-    A node that can't be reached or planned is no exception: it has its `error` in the plan.
-
-    Args:
-        file: The cluster file.
-        nodes: Only these, by name; empty: all.
-        rehash: Hash every file on the nodes again, whatever their index says.
-        accept_new_host_keys: Pin the SSH keys of hosts that known_hosts does not have yet.
-        report: Is told what goes on, from the task that runs this.
-
-    Raises:
-        InputError: something in the file, or that it names, can't be used.
-        ArtifactError: a binary can't be had from any source.
-    """
+    """What would change on the nodes and in the cluster, and why. Changes nothing."""
     with only_error():
-        return await plan_flow.plan(_request(file, nodes, rehash, accept_new_host_keys), report)
+        asked = request(file, nodes=nodes, shard=shard, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
+        return await plan_flow.plan(asked, report)
 
 
 async def apply(
     file: str | os.PathLike[str],
     *,
     nodes: Sequence[str] = (),
+    shard: str = "",
     confirm: Confirm | None = None,
     serial: int = 0,
     max_failures: int = 0,
@@ -72,28 +74,21 @@ async def apply(
     accept_new_host_keys: bool = False,
     report: Reporter = silent,
 ) -> ApplyReport:
-    """Plan, and do exactly that. A node's failure is in the report; what was swapped in there is put back.
+    """Plan, and do exactly that. What was swapped in on a node that fails is put back.
 
     Args:
-        file: The cluster file.
-        nodes: Only these, by name; empty: all.
         confirm: Is shown the plan and says whether to go on; not asked where nothing is to do. None: go on.
         serial: Nodes in one batch; the next begins when this one is healthy. 0: all at once.
         max_failures: Nodes that may fail before no further batch is begun.
-        rehash: Hash every file on the nodes again, whatever their index says.
-        accept_new_host_keys: Pin the SSH keys of hosts that known_hosts does not have yet.
-        report: Is told what goes on, from the task that runs this.
 
     Raises:
-        InputError: something in the file, or that it names, can't be used.
-        ArtifactError: a binary can't be had from any source.
         LockHeld: another run works on this cluster.
         ApiError: the Kubernetes API refused or was lost in the middle; the next apply finishes.
     """
     options = apply_flow.Options(serial=serial, max_failures=max_failures)
     with only_error():
-        request = _request(file, nodes, rehash, accept_new_host_keys)
-        return await apply_flow.apply(request, options, confirm or _go_on, report)
+        asked = request(file, nodes=nodes, shard=shard, rehash=rehash, accept_new_host_keys=accept_new_host_keys)
+        return await apply_flow.apply(asked, options, confirm or _go_on, report)
 
 
 async def verify(
@@ -109,16 +104,9 @@ async def verify(
     """Prove on the live cluster that every node works, check by check. What it creates it removes.
 
     Args:
-        file: The cluster file.
-        nodes: Only these, by name; empty: all.
         checks: Only checks whose id begins with one of these (`kube_proxy.ipvs`); empty: all.
         image: For the test pods; it needs `sh`. Empty: the first preloaded one that is no pause image.
         deep: Also download an image through each registry's mirrors, on each node.
-        accept_new_host_keys: Pin the SSH keys of hosts that known_hosts does not have yet.
-        report: Is told what goes on, from the task that runs this.
-
-    Raises:
-        InputError: something in the file, or that it names, can't be used.
     """
     options = verify_flow.Options(
         nodes=tuple(nodes),
@@ -130,10 +118,6 @@ async def verify(
     with only_error():
         registry = discover()
         return await verify_flow.verify(load(Path(file), registry), registry, options, report)
-
-
-def _request(file: str | os.PathLike[str], nodes: Sequence[str], rehash: bool, accept: bool) -> Request:  # noqa: FBT001
-    return Request(cluster_file=Path(file), nodes=tuple(nodes), rehash=rehash, accept_new_host_keys=accept)
 
 
 async def _go_on(_plan: Plan) -> bool:

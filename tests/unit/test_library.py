@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import kubeworker
-from kubeworker.errors import ActionFailed, ApiError, InputError, KubeworkerError, SpecError
+from kubeworker.errors import ActionFailed, ApiError, InputError, KubeworkerError, SpecError, UsageError
 from kubeworker.library import only_error
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,23 @@ async def test_a_wrong_file_is_one_error_that_names_the_line(
     with pytest.raises(SpecError) as caught:
         await verb(file)
     assert caught.value.subject.startswith(f"{file}:")
+
+
+@pytest.mark.parametrize("verb", [kubeworker.plan, kubeworker.apply])
+async def test_a_part_of_the_fleet_is_asked_for_as_on_the_command_line(
+    verb: Callable[..., Awaitable[Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"'4/4' is no part of a fleet"):
+        await verb(tmp_path / "cluster.yaml", shard="4/4")
+
+
+def test_every_parameter_that_verbs_share_is_documented_once() -> None:
+    verbs = (kubeworker.plan, kubeworker.apply, kubeworker.verify)
+    once = inspect.getdoc(inspect.getmodule(kubeworker.plan)) or ""
+    for verb in verbs:
+        own = inspect.getdoc(verb) or ""
+        for name in inspect.signature(verb).parameters:
+            assert (f"    {name}: " in own) != (f"    {name}: " in once), (verb.__name__, name)
 
 
 async def test_a_spec_is_typed_values(tmp_path: Path) -> None:

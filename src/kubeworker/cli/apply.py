@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter, validators
 
-from kubeworker.cli.options import (
-    DEFAULT_FILE,
-    File,
-    Flag,
-    Html,
-    Json,
-    JsonEvents,
-    Nodes,
-    Plain,
-    Quiet,
-    Shard,
-    Yes,
-    form,
-)
+from kubeworker.cli.options import PLAN, PROGRESS, Flag, Html, Json, PlanOptions, ProgressOptions, Yes
 
 if TYPE_CHECKING:
     from kubeworker.cli.report import Screen
@@ -35,68 +22,47 @@ DECLINED = 2
 
 async def apply(
     *,
-    file: File = DEFAULT_FILE,
-    node: Nodes = (),
-    shard: Shard = "",
+    on: PlanOptions = PLAN,
     yes: Yes = False,
     serial: Annotated[int | None, Parameter(negative="", validator=validators.Number(gte=1))] = None,
     max_failures: Annotated[int, Parameter(negative="", validator=validators.Number(gte=0))] = 0,
     full: Flag = False,
     html: Html = None,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    rehash: Flag = False,
-    accept_new_host_keys: Flag = False,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> int:
     """Show the plan, ask, and do exactly that.
 
     One node's failure does not stop the others of its batch; what was swapped in there is put back.
 
     Args:
-        file: The cluster file; paths in it are relative to it.
-        node: Only this node; may be given several times.
-        shard: I/N, from 0/N to N-1/N: only this part of the fleet. Runs over different parts go side by side.
-        yes: Don't ask. Needed where there is no terminal.
+        yes: Don't ask. Needed where there is no terminal, and with --quiet and --json.
         serial: Nodes in one batch; the next starts when this one is healthy. Default: all at once.
         max_failures: Nodes that may fail before no further batch is started.
         full: Show new files in full too.
         html: Also write what was done as one HTML file, with every diff.
-        quiet: For cron: no plan and no progress; nothing where all went well. Needs --yes.
-        plain: Progress as plain lines, as it is where standard error is no terminal.
-        rehash: Hash every file on the nodes again, whatever their index says.
-        accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
-        json: Print the outcome as one JSON document. Needs --yes.
-        json_events: Print progress as JSON lines on standard error.
+        json: Print the outcome as one JSON document.
     """
     from kubeworker.cli.output import check_writable, console, is_interactive, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_apply import print_result
-    from kubeworker.core.shard import parse
     from kubeworker.errors import UsageError
     from kubeworker.flow.apply import Options
     from kubeworker.flow.apply import apply as carry_out
-    from kubeworker.flow.session import Request
 
+    quiet = progress.quiet
     if not yes and (json or quiet or not is_interactive()):
         why = "--json can't ask" if json else "--quiet can't ask" if quiet else "there is no terminal to ask on"
         hint = "look at `kubeworker plan` first, then run apply with --yes"
         raise UsageError(why, subject="kubeworker apply", hint=hint)
     if html:
         check_writable(html)
-    request = Request(
-        cluster_file=file,
-        nodes=node,
-        shard=parse(shard) if shard else None,
-        rehash=rehash,
-        accept_new_host_keys=accept_new_host_keys,
-    )
-    with reporting(json_events=json_events, form=form(quiet=quiet, plain=plain)) as report:
+    request = on.request()
+    with reporting(progress.form) as report:
         confirm = _confirm(report, ask_first=not yes, show=not json and not quiet, full=full)
         done = await carry_out(request, Options(serial=serial or 0, max_failures=max_failures), confirm, report)
     if html and done.confirmed:
-        _write_page(html, done, str(file))
+        _write_page(html, done, str(on.file))
     if json:
         print_document(done.as_json())
     elif quiet and not done.exit_code:

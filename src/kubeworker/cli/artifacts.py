@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import App, Parameter
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents
+from kubeworker.cli.options import DEFAULT_FILE, PROGRESS, File, Flag, Json, ProgressOptions
 from kubeworker.core.artifact import Architecture, Artifact
 from kubeworker.errors import UsageError
 
@@ -32,7 +32,7 @@ async def fetch(
     arch: Arch = None,
     update_lock: Flag = False,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Get every artifact from the first source that has it, check it, and pin it in kubeworker.lock.
 
@@ -42,15 +42,15 @@ async def fetch(
         arch: The nodes' architecture; default: this machine's.
         update_lock: Accept results that differ from kubeworker.lock, and pin those.
         json: Print what there is as one JSON document.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.report import reporting
     from kubeworker.flow.artifacts import listed, resolve
 
     cluster, artifacts = _artifacts(file, only)
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         await resolve(file, cluster, artifacts, architecture=arch, update_lock=update_lock, report=report)
-    _print(listed(file, artifacts, architecture=arch), json=json)
+    if json or not progress.quiet:
+        _print(listed(file, artifacts, architecture=arch), json=json)
 
 
 @app.command(name="list")
@@ -77,7 +77,7 @@ async def bundle(
     file: File = DEFAULT_FILE,
     only: Only = (),
     arch: Arch = None,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Pack artifacts, their pins and the image archives of cluster.yaml into one .tar.gz for a site without internet.
 
@@ -88,7 +88,6 @@ async def bundle(
         file: The cluster file; paths in it are relative to it.
         only: Only these artifacts, by name, and no images.
         arch: The nodes' architecture; default: this machine's.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.progress import size
     from kubeworker.cli.report import reporting
@@ -100,12 +99,13 @@ async def bundle(
 
     cluster, artifacts = _artifacts(file, only)
     store = BlobStore.default()
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         blobs = await resolve(file, cluster, artifacts, architecture=arch, report=report, store=store)
         images = () if only else archives(cluster, discover())
         written = await pack(file, artifacts, blobs, images, out, store=store)
     packed = f"{len(blobs)} artifacts, {len(images)} image archives, {size(written.size)}"
-    sys.stdout.write(f"{out}: {packed}\nsha256 {written.sha256}\n")
+    if not progress.quiet:
+        sys.stdout.write(f"{out}: {packed}\nsha256 {written.sha256}\n")
 
 
 @app.command
@@ -116,7 +116,7 @@ async def publish(
     file: File = DEFAULT_FILE,
     only: Only = (),
     arch: Arch = None,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Write what nodes fetch from a mirror (`artifacts: {delivery: pull, mirror: URL}`) into the folder that it serves.
 
@@ -128,7 +128,6 @@ async def publish(
         file: The cluster file; paths in it are relative to it.
         only: Only these artifacts, by name, and no images.
         arch: The nodes' architecture; default: this machine's.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.progress import size
     from kubeworker.cli.report import reporting
@@ -140,11 +139,12 @@ async def publish(
 
     cluster, artifacts = _artifacts(file, only)
     store, wanted = BlobStore.default(), tuple(each for each in artifacts if not each.control_host)
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         blobs = await resolve(file, cluster, wanted, architecture=arch, report=report, store=store)
         images = () if only else archives(cluster, discover())
         done = await write(blobs.values(), images, out, store=store)
-    sys.stdout.write(f"{done.folder}: {done.written} files written, {done.kept} there already, {size(done.size)}\n")
+    if not progress.quiet:
+        sys.stdout.write(f"{done.folder}: {done.written} files written, {done.kept} there already, {size(done.size)}\n")
 
 
 @app.command(name="import")

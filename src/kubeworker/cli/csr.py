@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from kubeworker.cli.options import DEFAULT_FILE, Compare, File, Flag, Json, JsonEvents
+from kubeworker.cli.options import DEFAULT_FILE, PROGRESS, Compare, File, Flag, Json, ProgressOptions
 
 app = App(name="csr", help="Kubelets' certificate requests: list them, approve those that hold every rule.")
 
@@ -47,7 +47,7 @@ async def approve(
     compare: Compare = True,
     health_port: int | None = None,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> int:
     """Approve kubelets' requests that hold every rule; exit code 1 if one stays pending because it breaks a rule.
 
@@ -64,7 +64,6 @@ async def approve(
         health_port: With --watch: answer HTTP on this port, /healthz with 200 while it goes round, /readyz with 200
             while the API answers too, else with 503. A systemd service (Type=notify, WatchdogSec=) needs none.
         json: Print what was approved and what stays pending as one JSON document.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.output import console, print_document
     from kubeworker.cli.report import reporting
@@ -82,7 +81,7 @@ async def approve(
         raise UsageError(
             "--health-port answers only while --watch runs", subject="kubeworker csr approve", hint="add --watch"
         )
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         if watch:
             try:
                 async with csr_alive.shown(health_port) as alive:

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from kubeworker.cli.lab import DEFAULT, Name, StateDir
-from kubeworker.cli.options import Flag, Json, JsonEvents
+from kubeworker.cli.options import PROGRESS, Flag, Json, ProgressOptions
 from kubeworker.core.failover import CASES, Case
 
 app = App(name="drill", help="Failures on purpose, on a lab, and what they cost.")
@@ -22,7 +22,7 @@ def apiserver(
     no_aims: Flag = False,
     state_dir: StateDir = None,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> int:
     """Stop, blackhole, hang and unready one kube-apiserver of a lab in turn, and measure what clients and nodes notice.
 
@@ -38,7 +38,6 @@ def apiserver(
         no_aims: Exit code 0 where aims are missed: for configurations that are known not to meet them.
         state_dir: Where labs are kept; default: $KUBEWORKER_LABS, else the XDG state folder.
         json: Print the results as one JSON document.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker import lab
     from kubeworker.cli.output import console, print_document
@@ -52,10 +51,10 @@ def apiserver(
     except LabError as error:
         hint = f"a drill breaks a kube-apiserver, so it works on labs only: kubeworker lab up --name {name}"
         raise LabError(error.message, subject=error.subject, hint=hint) from None
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         done = drill.apiserver(found, case, report, node=node)
     if json:
         print_document(done.as_json())
-    else:
+    elif done.missed or not progress.quiet:
         print_drill(console(), done)
     return 1 if done.missed and not no_aims else 0

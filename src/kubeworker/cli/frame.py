@@ -28,8 +28,9 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-for order, (command, (where, summary)) in enumerate(commands.COMMANDS.items()):
-    app.command(f"kubeworker.cli.{where}", name=command, help=summary, sort_key=order)
+for order, (command, (where, _)) in enumerate(commands.COMMANDS.items()):
+    # Without `help`, which would take the place of all that the command's docstring says.
+    app.command(f"kubeworker.cli.{where}", name=command, sort_key=order)
 app.register_install_completion_command()
 
 

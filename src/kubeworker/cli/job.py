@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import App, Parameter, validators
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Json
+from kubeworker.cli.options import DEFAULT_FILE, File, Json, Quiet
 
 if TYPE_CHECKING:
     from kubeworker.cli.report_apply import ApplyDocument
 
-app = App(name="job", help="Apply from inside the cluster, in parts: an Indexed Job, and its reports.")
+app = App(name="job")  # its help is what `render` says
 
 
 @app.default
@@ -53,13 +53,14 @@ async def render(
 
 
 @app.command
-async def report(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
+async def report(*, file: File = DEFAULT_FILE, quiet: Quiet = False, json: Json = False) -> int:
     """Show what the Job's pods have done, as one apply of the whole fleet shows it.
 
     Exit code as that of apply; 1 also while a part is at work or has ended without a report.
 
     Args:
         file: The cluster file; paths in it are relative to it.
+        quiet: For cron: nothing where all is well, else what is not.
         json: Print it as one JSON document.
     """
     from kubeworker.cli.output import console, print_document
@@ -77,6 +78,8 @@ async def report(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
     if json:
         print_document(found.as_json())
         return found.exit_code
+    if quiet and not found.exit_code:
+        return 0
     for part in found.parts:
         error = part.document.get("error")
         why = f": {error['message']}" if error else f": {part.last}" if part.last else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from kubeworker.cli.options import Flag, Json, JsonEvents
+from kubeworker.cli.options import PROGRESS, Flag, Json, ProgressOptions
 
 if TYPE_CHECKING:
     from kubeworker.lab import LabState
@@ -44,13 +44,13 @@ def up(
         Parameter(help="How long certificates of nodes last, such as 10m; default: as it is, a year in a new lab."),
     ] = None,
     state_dir: StateDir = None,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Boot the lab's machines and control plane; repairs a broken lab and leaves a running one alone."""
     from kubeworker import lab
     from kubeworker.cli.report import reporting
 
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         running = lab.up(
             name,
             workers=workers,
@@ -60,25 +60,26 @@ def up(
             labs=state_dir,
             report=report,
         )
-    _show(running)
+    if not progress.quiet:
+        _show(running)
 
 
 @app.command
 def prepare(
     *,
     cni: Annotated[Plugin, Parameter(help="cilium: also its commands and images, built from source.")] = "bridge",
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Fill the caches (root file system, all binaries) without booting anything."""
     from kubeworker import lab
     from kubeworker.cli.report import reporting
 
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         lab.prepare(cni=cni, report=report)
 
 
 @app.command
-def image(out: Path, /, *, json_events: JsonEvents = False) -> None:
+def image(out: Path, /, *, progress: ProgressOptions = PROGRESS) -> None:
     """Write an OCI archive with kubeworker in it, for `csr service --kind deployment`: no registry is needed.
 
     It is `registry.example.com/kubeworker:lab`, of Debian's Python and the libraries of this installation; it needs
@@ -86,13 +87,12 @@ def image(out: Path, /, *, json_events: JsonEvents = False) -> None:
 
     Args:
         out: The archive's path: for components.containerd.preload_images, or `ctr -n k8s.io images import`.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.report import reporting
     from kubeworker.lab import approver_image, host
 
     host.require_root()
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         approver_image.write(out, report)
 
 
@@ -102,13 +102,13 @@ def down(
     name: Name = DEFAULT,
     every: Annotated[Flag, Parameter(name="--all", help="Take down every lab in the state folder.")] = False,
     state_dir: StateDir = None,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Power the lab's machines off and remove all of it; the root file system stays cached."""
     from kubeworker import lab
     from kubeworker.cli.report import reporting
 
-    with reporting(json_events=json_events) as report:
+    with reporting(progress.form) as report:
         for each in lab.names(state_dir) if every else (name,):
             lab.down(each, labs=state_dir, report=report)
 

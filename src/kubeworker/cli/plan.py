@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Html, Json, JsonEvents, Nodes, Plain, Quiet, Shard, form
+from kubeworker.cli.options import PLAN, PROGRESS, Flag, Html, Json, PlanOptions, ProgressOptions
 
 if TYPE_CHECKING:
     from kubeworker.cli.report_plan import PlanDocument
@@ -12,52 +12,30 @@ if TYPE_CHECKING:
 
 async def plan(
     *,
-    file: File = DEFAULT_FILE,
-    node: Nodes = (),
-    shard: Shard = "",
+    on: PlanOptions = PLAN,
     full: Flag = False,
     html: Html = None,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    rehash: Flag = False,
-    accept_new_host_keys: Flag = False,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> int:
     """Show what would change on every node and in the cluster, and why. Changes nothing.
 
-    Exit code 0: nothing to do; 2: changes pending.
+    Exit code 0: nothing to do; 2: changes pending. With --quiet those are one line.
 
     Args:
-        file: The cluster file; paths in it are relative to it.
-        node: Only this node; may be given several times.
-        shard: I/N, from 0/N to N-1/N: only this part of the fleet. Runs over different parts go side by side.
         full: Show new files in full too.
         html: Also write the plan as one HTML file, with every diff.
-        quiet: No progress; nothing where nothing is to do, else one line.
-        plain: Progress as plain lines, as it is where standard error is no terminal.
-        rehash: Hash every file on the nodes again, whatever their index says.
-        accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
         json: Print the plan as one JSON document.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.output import check_writable, console, print_document, write_file
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_plan import print_plan, summary
-    from kubeworker.core.shard import parse
     from kubeworker.flow.plan import plan as make
-    from kubeworker.flow.session import Request
 
     if html:
         check_writable(html)
-    request = Request(
-        cluster_file=file,
-        nodes=node,
-        shard=parse(shard) if shard else None,
-        rehash=rehash,
-        accept_new_host_keys=accept_new_host_keys,
-    )
-    with reporting(json_events=json_events, form=form(quiet=quiet, plain=plain)) as report:
+    request = on.request()
+    with reporting(progress.form) as report:
         made = await make(request, report)
     document = cast("PlanDocument", made.as_json())
     if html:
@@ -65,10 +43,10 @@ async def plan(
 
         from kubeworker.cli.page_plan import plan_page
 
-        write_file(html, plan_page(document, subject=str(file), at=datetime.now().astimezone()))
+        write_file(html, plan_page(document, subject=str(on.file), at=datetime.now().astimezone()))
     if json:
         print_document(document)
-    elif not quiet:
+    elif not progress.quiet:
         print_plan(console(), document, full=full)
     elif made.exit_code:
         console().print(summary(document), soft_wrap=True)

@@ -8,11 +8,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Json
+from kubeworker.cli.options import DEFAULT_FILE, PROGRESS, File, Json, ProgressOptions
 
 
 async def render(
-    *, file: File = DEFAULT_FILE, out: Annotated[Path, Parameter(name=["--out", "-o"], negative="")], json: Json = False
+    *,
+    file: File = DEFAULT_FILE,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], negative="")],
+    progress: ProgressOptions = PROGRESS,
+    json: Json = False,
 ) -> None:
     """Write every file of every node to DIR/NODE/ABSOLUTE-PATH, offline: no node, API or kubeconfig is needed.
 
@@ -32,10 +36,10 @@ async def render(
 
     cluster, registry = load_cluster(file), discover()
     written = write(cluster, registry, out)
-    with reporting(json_events=False) as report:
+    with reporting(progress.form) as report:
         objects = await render_objects(file, cluster, registry, out, report)
     if json:
         print_document({"files": [str(path) for path in (*written, *objects)]})
-    else:
+    elif not progress.quiet:
         more = f", {len(objects)} objects" if objects else ""
         sys.stdout.write(f"{out}: {len(written)} files of {len(cluster.nodes)} nodes{more}\n")

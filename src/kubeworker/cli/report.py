@@ -25,8 +25,8 @@ from kubeworker.cli.progress import Progress, at_work, listed, summary, waiting
 from kubeworker.cli.styles import STYLES
 from kubeworker.flow.events import Event, NodeDone, Transfer, Warning_, as_json
 
-Form: TypeAlias = Literal["auto", "plain", "quiet"]
-"""auto: the live view where standard error is a terminal, else plain; quiet: warnings alone."""
+Form: TypeAlias = Literal["auto", "plain", "quiet", "json"]
+"""auto: the live view where standard error is a terminal, else plain; quiet: warnings alone; json: for programs."""
 
 QUIET_SECONDS = 10.0
 """Plain lines: after so long without one, how far it is; and how often a transfer under way is told."""
@@ -48,10 +48,10 @@ _ScreenT = TypeVar("_ScreenT", bound=Screen)
 
 
 @contextmanager
-def reporting(*, json_events: bool = False, form: Form = "auto") -> Iterator[Screen]:
+def reporting(form: Form = "auto") -> Iterator[Screen]:
     """A reporter for the length of one command, chosen by what standard error is."""
     screen = console(stderr=True)
-    if json_events:
+    if form == "json":
         yield _JsonLines()
     elif form == "quiet":
         yield _Quiet()

@@ -7,21 +7,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, JsonEvents, Nodes, Quiet
+from kubeworker.cli.options import NODES, PROGRESS, Flag, Json, NodeOptions, ProgressOptions
 from kubeworker.errors import UsageError
 
 
 async def status(
     *,
-    file: File = DEFAULT_FILE,
-    node: Nodes = (),
+    on: NodeOptions = NODES,
     certificates: Flag = False,
     horizon: Flag = False,
     against: Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False)] = (),
-    quiet: Quiet = False,
-    accept_new_host_keys: Flag = False,
     json: Json = False,
-    json_events: JsonEvents = False,
+    progress: ProgressOptions = PROGRESS,
 ) -> int:
     """What differs from the last apply and who has changed it, certificates, and what lies ahead. Changes nothing.
 
@@ -33,32 +30,22 @@ async def status(
     could not be looked at, 4 nodes or the API are unreachable.
 
     Args:
-        file: The cluster file; paths in it are relative to it.
-        node: Only this node; may be given several times.
         certificates: Each node's certificates too: their end, and whether their rotation works.
         horizon: What later versions deprecate or remove of what runs, ends of support, and pairs that don't fit, each
             with its source.
         against: --horizon as if cluster.yaml had this version: 1.36.0 (of Kubernetes) or containerd=2.4.0; may be given
             several times.
-        quiet: For cron: print nothing where all is in order, else only what is not.
-        accept_new_host_keys: Pin the keys of hosts that known_hosts does not have yet.
         json: Print all of it as one JSON document.
-        json_events: Print progress as JSON lines on standard error.
     """
     from kubeworker.cli.output import console, print_document
     from kubeworker.cli.report import reporting
     from kubeworker.cli.report_status import print_status
-    from kubeworker.flow.events import silent
-    from kubeworker.flow.session import Request
     from kubeworker.flow.status import status as look
 
-    request = Request(cluster_file=file, nodes=node, accept_new_host_keys=accept_new_host_keys)
+    quiet = progress.quiet
     versions = dict(map(_version, against))
-    if quiet:
-        found = await look(request, silent, against=versions)
-    else:
-        with reporting(json_events=json_events) as report:
-            found = await look(request, report, against=versions)
+    with reporting(progress.form) as report:
+        found = await look(on.request(), report, against=versions)
     if json:
         print_document(found.as_json())
     elif not quiet or found.exit_code:

@@ -42,7 +42,7 @@ async def list_(*, file: File = DEFAULT_FILE, json: Json = False) -> int:
 
 
 @app.command
-async def revoke(  # noqa: D417 (the help of *names does not come from a docstring)
+async def revoke(
     *names: Annotated[str, Parameter(help="Ids of tokens (the six characters before the dot), or nodes.")],
     every: Annotated[Flag, Parameter(name="--all")] = False,
     file: File = DEFAULT_FILE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from kubeworker.core.model import Blob
 from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
 from kubeworker.core.shard import Shard
+from kubeworker.core.shard import parse as parse_shard
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.stage_memo import StageMemo
 from kubeworker.errors import ApiUnreachable, CredentialsError, NodeUnreachable, UsageError
@@ -49,6 +51,24 @@ class Request:
     rehash: bool = False
     """Hash every file on the nodes again, whatever their index says."""
     accept_new_host_keys: bool = False
+
+
+def request(
+    cluster_file: str | os.PathLike[str],
+    *,
+    nodes: Sequence[str] = (),
+    shard: str = "",
+    rehash: bool = False,
+    accept_new_host_keys: bool = False,
+) -> Request:
+    """As the command and the library are given it. UsageError: there is no such part of a fleet."""
+    return Request(
+        cluster_file=Path(cluster_file),
+        nodes=tuple(nodes),
+        shard=parse_shard(shard) if shard else None,
+        rehash=rehash,
+        accept_new_host_keys=accept_new_host_keys,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from cyclopts import App
 
 from kubeworker.cli import commands
 from kubeworker.cli.frame import app
@@ -18,6 +21,7 @@ PARSER = {"asyncio", "cyclopts", "inspect", "logging", "rich", "ssl", "typing"}
 
 LOADED = """
 import sys
+from collections.abc import Iterator
 from kubeworker.cli.app import main
 try:
     main(sys.argv[1:])
@@ -59,3 +63,32 @@ def test_the_overview_has_every_command_and_fits_a_terminal() -> None:
 def test_each_command_is_where_the_table_says() -> None:
     for name in commands.COMMANDS:
         assert app[name].name == (name,)
+
+
+def walked(parsed: App, name: str = "kubeworker") -> Iterator[tuple[str, App]]:
+    for word in parsed:
+        if not word.startswith("-"):
+            yield f"{name} {word}", parsed[word]
+            yield from walked(parsed[word], f"{name} {word}")
+
+
+def options(parsed: App) -> set[str]:
+    return {name for argument in parsed.assemble_argument_collection() for name in argument.names}
+
+
+TELLING = {"--quiet", "-q", "--plain", "--json-events"}
+
+
+def test_every_command_with_progress_can_be_told_how_in_the_same_way() -> None:
+    found = {name: options(parsed) & TELLING for name, parsed in walked(app) if parsed.default_command}
+    told = {name for name, taken in found.items() if taken == TELLING}
+    verbs = ("preflight", "plan", "apply", "verify", "status", "render", "artifacts fetch", "csr approve", "lab up")
+    assert told >= {f"kubeworker {verb}" for verb in verbs}
+    assert {name for name, taken in found.items() if taken & {"--plain", "--json-events"}} == told
+
+
+def test_a_commands_help_is_all_of_its_docstring() -> None:
+    for name, parsed in walked(app):
+        if function := parsed.default_command:
+            documented = inspect.getdoc(function) or ""
+            assert parsed.help.split() == documented.split(), name
