@@ -42,6 +42,18 @@ def test_both_readmes_cite_the_same_sources() -> None:
     assert english
 
 
+def test_both_readmes_lead_to_the_same_pages() -> None:
+    english, korean = (set(re.findall(r"\]\((docs/[^)#]+\.md)", text(name))) for name in READMES)
+    assert english == korean
+
+
+def test_the_sites_navigation_has_every_page_once() -> None:
+    named = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.md)$", text("mkdocs.yml"), re.MULTILINE)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    decisions = {page for page in pages if page.startswith("adr/0")}  # scripts/docs_hooks.py adds them
+    assert sorted(named) == sorted(pages - decisions)
+
+
 @pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md"])
 def test_a_link_to_a_file_leads_to_it(name: str) -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", text(name))
