@@ -405,30 +405,33 @@ def _ports(requirements: Iterable[object]) -> str:
     # So the units' own main processes are looked at first; only what none of them holds is asked of everybody.
     return f"""sockets=$(ss -Hltune '( {condition} )')
 if [ -n "$sockets" ]; then
-  rest=${{units:-}}
+  # By lines: to cut long texts by patterns takes dash milliseconds, the square of their length.
+  set -f; IFS=$nl
   set --
-  while :; do
-    case $rest in *MainPID=*) ;; *) break ;; esac
-    rest=${{rest#*MainPID=}}
-    set -- "$@" "/proc/${{rest%%"$nl"*}}/fd"
+  for line in ${{units:-}}; do
+    case $line in MainPID=*) set -- "$@" "/proc/${{line#MainPID=}}/fd" ;; esac
   done
   held=
-  [ $# -eq 0 ] || held=$nl$(find "$@" -lname 'socket:*' -printf '%l %p\\n' 2> /dev/null)
+  [ $# -eq 0 ] || held=$(find "$@" -lname 'socket:*' -printf '%l %p\\n' 2> /dev/null)
   found=$sockets sockets=
-  while read -r socket; do
+  for socket in $found; do
     inode=${{socket#* ino:}}; inode=${{inode%% *}}
-    case $held in
-      *"${{nl}}socket:[$inode] /proc/"*)
-        pid=${{held#*"${{nl}}socket:[$inode] /proc/"}}; pid=${{pid%%/*}} process=
-        read -r process < "/proc/$pid/comm"
-        sockets="$sockets$socket users:((\\"$process\\",pid=$pid,fd=0))$nl" ;;
-      # The kernel's own have no process.
-      *) [ "$inode" = 0 ] || {{ sockets=$(ss -Hltunp '( {condition} )'); break; }}
-        sockets=$sockets$socket$nl ;;
-    esac
-  done <<KW
-$found
-KW
+    pid=
+    for line in $held; do
+      case $line in "socket:[$inode] /proc/"*) pid=${{line#*/proc/}}; pid=${{pid%%/*}}; break ;; esac
+    done
+    if [ -n "$pid" ]; then
+      process=
+      IFS=" $tab" read -r process < "/proc/$pid/comm"
+      sockets="$sockets$socket users:((\\"$process\\",pid=$pid,fd=0))$nl"
+    # The kernel's own have no process.
+    elif [ "$inode" = 0 ]; then sockets=$sockets$socket$nl
+    else
+      sockets=$(ss -Hltunp '( {condition} )')
+      break
+    fi
+  done
+  set +f; unset IFS
 fi
 while read -r socket; do
   [ -n "$socket" ] || continue

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.unit.core.engine_states import state
+from tests.unit.shells import SHELLS
 
-from kubeworker.core import proxy_rules
-from kubeworker.core.model import Leftover
+from kubeworker.core import probe, proxy_rules
+from kubeworker.core.model import Leftover, Stage
+from kubeworker.core.observed import parse
 from kubeworker.core.proxy_rules import Mode
 
 MODES: tuple[Mode | None, ...] = ("ipvs", "iptables", "nftables", None)
@@ -163,3 +167,94 @@ def test_only_what_kube_proxy_itself_would_remove_too_early_is_copied(mode: Mode
 def test_the_new_rules_are_awaited_in_the_services_own_family(mode: Mode, sign: str) -> None:
     several = proxy_rules.leftovers(mode, kube_proxy="/k", service_cidr="fd00::/112", reason="")
     assert all(sign in each.remove for each in several)
+
+
+CHAINS = """table ip nat {
+	chain KUBE-KUBELET-CANARY {
+	}
+}
+table ip6 filter {
+	chain KUBE-FIREWALL {
+	}
+}
+"""
+"""As `nft list chains` prints kubelet's own: kube-proxy has left nothing."""
+
+LEGACY_IN_USE = any(
+    path.exists() and path.read_text()
+    for path in map(Path, ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"))
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Commands in the place of nft's and iptables' own, in a folder that also notes how often each was asked."""
+
+    tools: Path
+
+    def seen(self, mode: Mode | None, *, nft: str | None, saved: str = "", shell: str = "sh") -> frozenset[str]:
+        """What a probe finds left where nft lists these chains (None: it fails) and iptables-save prints this."""
+        (self.tools / "chains").write_text(nft or "")
+        (self.tools / "saved").write_text(saved)
+        self._command("nft", "exit 1" if nft is None else self._nft())
+        self._command("iptables-save", 'cat "$here/saved"')
+        for name in ("ip6tables-save", "iptables", "ip6tables", "ipset"):
+            self._command(name, "exit 1" if "save" not in name else "")
+        wanted = state(Stage(component="kube_proxy", leftovers=tuple(leftovers(mode).values())))
+        text = probe.script(wanted, home=str(self.tools)).replace(" PATH=", f" PATH={self.tools}:", 1)
+        done = subprocess.run([shell, "-c", text], capture_output=True, text=True, check=True)
+        return parse("n1", done.stdout).leftovers
+
+    def asked(self, name: str) -> int:
+        """How often the command was run by now."""
+        notes = self.tools / f"{name}.asked"
+        return len(notes.read_text().splitlines()) if notes.exists() else 0
+
+    def _nft(self) -> str:
+        table = 'list\\ table*) grep -q "^table $3 $4 {" "$here/chains" ;;'
+        return f'case $* in {table} list\\ chains) cat "$here/chains" ;; *) cat "$here/chains"; cat > /dev/null ;; esac'
+
+    def _command(self, name: str, text: str) -> None:
+        command = self.tools / name
+        command.write_text(f"#!/bin/sh\nhere={self.tools}\necho >> $here/{name}.asked\n{text}\n")
+        command.chmod(0o755)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_node_without_anything_left_is_asked_for_its_chains_once(shell: str, kernel: Kernel) -> None:
+    assert kernel.seen("nftables", nft=CHAINS, shell=shell) == frozenset()
+    assert kernel.asked("nft") == 1
+    assert LEGACY_IN_USE or kernel.asked("iptables-save") + kernel.asked("iptables") == 0
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_the_list_of_chains_hints_at_is_looked_at_by_the_tool_that_would_remove_it(
+    shell: str, kernel: Kernel
+) -> None:
+    listed = CHAINS + "table ip mangle {\n\tchain KUBE-PROXY-CANARY {\n\t}\n\tchain KW-SERVICES {\n\t}\n}\n"
+    saved = SAVED["mangle"] + ":KW-SERVICES - [0:0]\n"
+    rules = {"kube-proxy's iptables rules", "copies of kube-proxy's former rules"}
+    assert kernel.seen("nftables", nft=listed, saved=saved, shell=shell) == rules
+    assert kernel.asked("iptables-save") == kernel.asked("ip6tables-save") == 1
+    # Another iptables than the one that made them (update-alternatives) would not find them to remove.
+    assert kernel.seen("nftables", nft=listed, saved="", shell=shell) == frozenset()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_without_an_answer_of_nft_iptables_is_asked(shell: str, kernel: Kernel) -> None:
+    assert kernel.seen("ipvs", nft=None, saved=SAVED["nat"], shell=shell) == {"kube-proxy's iptables rules"}
+    assert kernel.seen("ipvs", nft=None, saved=SAVED["filter"], shell=shell) == frozenset(), "ipvs has these too"
+    assert kernel.seen("nftables", nft=None, saved=SAVED["filter"], shell=shell) == {"kube-proxy's iptables rules"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tables_of_nft_are_found_by_their_names(shell: str, kernel: Kernel) -> None:
+    listed = CHAINS + "table ip6 kube-proxy {\n}\n"
+    assert kernel.seen("iptables", nft=listed, shell=shell) == {"kube-proxy's nftables rules"}
+    listed = CHAINS + "table ip kubeworker-former {\n}\ntable ip kube-proxy-of-another {\n}\n"
+    assert kernel.seen("iptables", nft=listed, shell=shell) == {"copies of kube-proxy's former rules"}
