@@ -608,7 +608,10 @@ def _read_kubeconfig(path: Path) -> SingleConfig:
     if not where.is_file():
         raise CredentialsError("this kubeconfig does not exist", subject=str(where), hint=hint)
     try:
-        config = KubeConfig.from_file(where).get()
+        # As KubeConfig.from_file does it, but for the loader: in Python alone the keys in it take as long as ten nodes.
+        loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(where.read_text(), Loader=loader)  # noqa: S506 (both are safe loaders)
+        config = KubeConfig.from_dict(document, fname=where).get()
     except (ConfigError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
         raise CredentialsError(f"this is no usable kubeconfig: {text}", subject=str(where), hint=hint) from error
