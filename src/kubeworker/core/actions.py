@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias, assert_never
 
+from kubeworker.core.frozen import frozen
 from kubeworker.core.model import (
     AbsentUnit,
     Binary,
@@ -25,7 +26,7 @@ from kubeworker.core.model import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class InstallPackages:
     """Debian packages whose commands are missing."""
 
@@ -33,7 +34,7 @@ class InstallPackages:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SwapOff:
     """Swap is turned off now and kept off: fstab lines commented out, swap units masked."""
 
@@ -41,13 +42,13 @@ class SwapOff:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class LoadModule:
     name: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SetSysctl:
     key: str
     value: str
@@ -55,13 +56,13 @@ class SetSysctl:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class MakeDirectory:
     directory: Directory
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PutBinary:
     binary: Binary
     was: str
@@ -69,7 +70,7 @@ class PutBinary:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PutFile:
     file: File
     was: str
@@ -79,13 +80,13 @@ class PutFile:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PutLink:
     link: Link
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SetMode:
     """Content is right; mode or owner is not."""
 
@@ -96,7 +97,7 @@ class SetMode:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RemovePath:
     path: str
     reason: str
@@ -104,19 +105,19 @@ class RemovePath:
     """Its folder goes with it where nothing else is in it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class DaemonReload:
     units: tuple[str, ...]
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class EnableUnit:
     unit: Unit
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class StartUnit:
     unit: Unit
     record: str
@@ -124,7 +125,7 @@ class StartUnit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RestartUnit:
     unit: Unit
     record: str
@@ -133,14 +134,14 @@ class RestartUnit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ReloadUnit:
     unit: Unit
     record: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class StopUnit:
     """Stopped and disabled, to be gone."""
 
@@ -148,13 +149,13 @@ class StopUnit:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RemoveLeftover:
     leftover: Leftover
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ImportImage:
     image: Image
     reason: str
@@ -183,7 +184,7 @@ Action: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class StagePlan:
     """What one component's stage changes on one node, in the order in which it is carried out."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from kubeworker.core.frozen import frozen
 
 Architecture: TypeAlias = Literal["amd64", "arm64"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Release:
     """A file that the publisher offers. `{arch}` stands for the architecture in Go's spelling."""
 
@@ -20,7 +21,7 @@ class Release:
     """The publisher's sha256: a bare digest or a `sha256sum` list that names the file. Empty: none is published."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SourceEdit:
     """Text to replace in a copy of a Go package's source before a build; the text must be there exactly once."""
 
@@ -30,7 +31,7 @@ class SourceEdit:
     new: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class GoBuild:
     """A Go command built with the go.mod and go.sum in recipes/go/<module>."""
 
@@ -43,7 +44,7 @@ class GoBuild:
     """Not empty: the command is not what its project's source makes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ModuleFolder:
     """A folder of a Go module as a .tgz: a Helm chart that lies in its project's source.
 
@@ -56,7 +57,7 @@ class ModuleFolder:
     top directory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ConfigureBuild:
     """nginx from its source tarball: configure with these flags, make, take `binary`."""
 
@@ -74,7 +75,7 @@ Form: TypeAlias = Literal["program", "chart"]
 """A Linux program, or a Helm chart as a .tgz."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Artifact:
     """One binary that nodes (or the lab's control plane) run, or a file that the control host works with."""
 

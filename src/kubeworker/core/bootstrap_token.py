@@ -13,6 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 NAMESPACE = "kube-system"
+BOOTSTRAP_USER = "system:bootstrap:"
+"""What the API calls the holder of a token, with the token's id."""
+BOOTSTRAP_GROUP = "system:bootstrappers"
 TYPE = "bootstrap.kubernetes.io/token"
 """Of the Secret; kube-apiserver takes no other one for a token."""
 LABEL = "app.kubernetes.io/managed-by"

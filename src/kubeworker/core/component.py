@@ -7,27 +7,28 @@ A component module defines its pydantic `Config`, pure functions, and one value 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from kubeworker.core.artifact import Artifact
+from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Binary, Blob, Check, Requirement, Stage
 from kubeworker.core.spec import API_PROXY, ClusterFile, NodeSpec
 
 
 class ComponentConfig(BaseModel):
-    """Base of every component's config: unknown fields are refused, values are frozen."""
+    """Base of every component's config: unknown fields are refused, values are frozen; built where it is read."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Credentials:
     """Keys and certificates that files on nodes are made of; all PEM. `repr` never shows them."""
 
@@ -38,7 +39,7 @@ class Credentials:
     """This node's `<id>.<secret>`; used only while the node has not joined."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Peer:
     """Another node, as far as routes to its pods are concerned."""
 
@@ -47,7 +48,7 @@ class Peer:
     pod_cidr: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Facts:
     """What the desired state needs to know of the live cluster; unknown facts have their empty value.
 
@@ -72,7 +73,7 @@ class Facts:
     """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Archive:
     """An OCI image archive on the control host, as its index describes it."""
 
@@ -81,7 +82,7 @@ class Archive:
     blob: Blob
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Context(Generic[ConfigT]):
     """All that a component may look at to say what it wants on one node."""
 
@@ -102,7 +103,7 @@ class Context(Generic[ConfigT]):
     """What the node's other components require; only a component that `gathers` is told."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Certificate:
     """A certificate that a component needs in the cluster (not on nodes)."""
 
@@ -112,7 +113,7 @@ class Certificate:
     dns_names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class KeyPair:
     """A certificate and its key, PEM."""
 
@@ -120,7 +121,7 @@ class KeyPair:
     key: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Chart:
     """A Helm chart with its values: rendered on the control host, applied by this tool."""
 
@@ -145,7 +146,7 @@ class Chart:
         return f"kubeworker-{self.component}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Component(Generic[ConfigT]):
     """A thing that runs on a worker node, as values and pure functions."""
 

@@ -21,14 +21,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER
 from kubeworker.core.spec import ClusterFile
 
 SERVING_SIGNER = "kubernetes.io/kubelet-serving"
 CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client-kubelet"
 NODE_GROUP = "system:nodes"
 NODE_USER = "system:node:"
-BOOTSTRAP_USER = "system:bootstrap:"
-BOOTSTRAP_GROUP = "system:bootstrappers"
 MAX_SECONDS = 367 * 24 * 3600
 """Longest lifetime that may be asked for, in seconds: a year and a day of grace (postfinance's cap)."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, TypeAlias
+
+from kubeworker.core.frozen import frozen
 
 Document: TypeAlias = Mapping[str, Any]
 """A Kubernetes object as the API's JSON has it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeStatus:
     """A Node."""
 
@@ -47,7 +49,7 @@ class NodeStatus:
         return next((address for kind, address in self.addresses if kind == "InternalIP"), "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class LeaseStatus:
     """A Lease: who holds it and when it was last renewed (by the holder's clock)."""
 
@@ -58,7 +60,7 @@ class LeaseStatus:
     resource_version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PodStatus:
     """A Pod."""
 
@@ -73,7 +75,7 @@ class PodStatus:
     """Why its containers wait, or its last container's end: `ErrImagePull: ...`; empty where all is well."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ServiceStatus:
     """A Service."""
 
@@ -83,7 +85,7 @@ class ServiceStatus:
     ports: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class EndpointsStatus:
     """One EndpointSlice: the ready addresses behind a Service and their ports."""
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
+from kubeworker.core.frozen import frozen
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@frozen
 class Blob:
     """An artifact's bytes, known by hash: they lie in the control host's store and are sent only where missing."""
 
@@ -29,7 +31,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Directory:
     """A directory that must exist with this mode and owner; what is in it is not looked at."""
 
@@ -38,7 +40,7 @@ class Directory:
     owner: str = "root:root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class File:
     """A small text file: compared by hash, shown as a diff in the plan, replaced by atomic rename."""
 
@@ -55,7 +57,7 @@ class File:
         return _sha256(self.content)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Binary:
     """An executable at its visible path: a copy (reflink where possible) or hard link of a store blob, no symlink."""
 
@@ -67,7 +69,7 @@ class Binary:
     owner: str = "root:root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Absent:
     """A file that must not exist, with the reason that the plan shows."""
 
@@ -75,7 +77,7 @@ class Absent:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Marked:
     """Files that the tool writes under names it can't know later: their first line tells that they are its own.
 
@@ -89,7 +91,7 @@ class Marked:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Private:
     """Files that the component writes itself and that hold keys: root's alone, whoever has opened them to others."""
 
@@ -97,7 +99,7 @@ class Private:
     """Of their paths, as sh expands it: /etc/kubernetes/cert/kubelet-client-*.pem"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Deferred:
     """A file that will be desired later, in this same run, once a fact is known (a node's podCIDR, say).
 
@@ -108,14 +110,14 @@ class Deferred:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Module:
     """A kernel module that must be loaded or built in; persisted in modules-load.d by the owning component's File."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Sysctl:
     """A kernel setting's value, dotted name as in sysctl.d(5)."""
 
@@ -123,7 +125,7 @@ class Sysctl:
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Image:
     """A container image that must be in containerd's `k8s.io` namespace, imported from an OCI archive."""
 
@@ -136,7 +138,7 @@ class Image:
     """What containerd's root lies below, and where the image takes room when it is unpacked; one of RequireDisk's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Link:
     """A symbolic link (never used for binaries)."""
 
@@ -144,7 +146,7 @@ class Link:
     target: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class KubeconfigTarget:
     """A kubeconfig that the component itself writes when it joins (kubelet.kubeconfig). From then on it must exist with
     this server and CA; anything else in it is the component's own business.
@@ -159,7 +161,7 @@ class KubeconfigTarget:
     Empty until the component has written it once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class TlsEndpoint:
     """An address on the node that must show a certificate of the cluster's CA, valid for the address's own host.
 
@@ -172,7 +174,7 @@ class TlsEndpoint:
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ConfigCheck:
     """The component's own checker, run on the node over candidate files before any of them goes live.
 
@@ -191,7 +193,7 @@ class ConfigCheck:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Gate:
     """What must hold after a (re)start or reload before a unit counts as healthy; polled until `timeout`."""
 
@@ -207,7 +209,7 @@ class Gate:
     """Seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Unit:
     """A systemd unit that the tool owns, enabled and active; its file is /etc/systemd/system/<name>."""
 
@@ -240,7 +242,7 @@ class Unit:
         return File(path=self.path, content=self.content.encode())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Leftover:
     """Traces that something left in the node's kernel and that nobody takes away (kube-proxy's rules of another mode).
 
@@ -250,8 +252,8 @@ class Leftover:
     name: str
     """What a plan calls it: `kube-proxy's ipvs rules`."""
     present: str
-    """POSIX sh that looks only: exit status 0 where there is something to remove. It is run by the probe's own shell: it
-    may use what that has seen (`rules_may_have`, `iptables_chains`), and neither leaves it nor changes its folder."""
+    """POSIX sh that looks only: exit status 0 where there is something to remove. It is run by the probe's own shell:
+    it may use what that has seen (`rules_may_have`, `iptables_chains`), and neither leaves it nor changes its folder."""
     remove: str
     """POSIX sh that removes it, or what is left of it; another exit status than 0 fails the stage with its output."""
     reason: str
@@ -264,7 +266,7 @@ class Leftover:
     """How long each of them may take."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class AbsentUnit:
     """A systemd unit that must not be there, nor what only it needs: stopped and disabled, leftovers and files removed.
 
@@ -293,7 +295,7 @@ class AbsentUnit:
 # Requirements: what preflight asks of a node before anything is changed. A broken one names a fix.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireCommand:
     """A command that must be on the node's PATH (sbin included)."""
 
@@ -302,7 +304,7 @@ class RequireCommand:
     """Debian package that has it, for the fix line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequirePort:
     """A port that must be free, or held by the unit that is to hold it."""
 
@@ -314,7 +316,7 @@ class RequirePort:
     """What holds it where that is no unit but a pod's process, as ss(8) names it. A UDP port may be the kernel's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireDisk:
     """Free space below a path, in bytes, beyond what is already installed."""
 
@@ -322,7 +324,7 @@ class RequireDisk:
     free: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireModule:
     """A kernel feature: loaded, built in, or loadable."""
 
@@ -330,7 +332,7 @@ class RequireModule:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireSysctl:
     """A kernel setting that must have this value (the component does not set it)."""
 
@@ -339,33 +341,33 @@ class RequireSysctl:
     fix: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireSwapOff:
     """No active swap (kubelet's failSwapOn)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireProxyMode:
     """The kernel can do this kube-proxy mode (ipvs, nftables, iptables)."""
 
     mode: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireMasquerade:
     """The kernel can hide source addresses behind the node's, with nf_tables or else with iptables."""
 
     family: Literal["ip", "ip6"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireClock:
     """The node's clock is within this many seconds of the control host's."""
 
     skew: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireCgroup:
     """The node's cgroup version is one that the Kubernetes version accepts (KEP-5573: v1 refused from 1.35)."""
 
@@ -373,7 +375,7 @@ class RequireCgroup:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireKernel:
     """The kernel is of this version or later."""
 
@@ -386,7 +388,7 @@ class RequireKernel:
     """What needs it does not start without; else that is a warning: distributions bring features to older kernels."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireMachine:
     """Memory and processors, of the machine. Too few are warned of: kubelet starts all the same."""
 
@@ -395,7 +397,7 @@ class RequireMachine:
     cpus: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireReserved:
     """The machine has what is kept from pods: kubelet does not start where that is more than there is."""
 
@@ -406,7 +408,7 @@ class RequireReserved:
     cpus: Fraction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireCgroupDriver:
     """Who makes cgroups does so with this driver: all on a node must agree, or pods are killed at random."""
 
@@ -416,14 +418,14 @@ class RequireCgroupDriver:
     """systemd or cgroupfs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequireResolvConf:
     """No name server in the file that pods' resolv.conf is made of is on loopback: in a pod that is the pod itself."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class RequirePodAddresses:
     """The node's pod network has an address for as many pods as it takes."""
 
@@ -432,7 +434,7 @@ class RequirePodAddresses:
     """Empty: not known before it has joined."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class WarnOfTraces:
     """Something that is looked for on the node and named in the plan, no more: what another network plugin left."""
 
@@ -445,7 +447,7 @@ class WarnOfTraces:
     fix: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeToNode:
     """A port of the node that the other nodes must reach, from wherever in the cluster its callers run."""
 
@@ -457,7 +459,7 @@ class NodeToNode:
     """What holds the port once the component runs, as ss(8) names it; empty: the kernel."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PathMtu:
     """IP packets that the node sends to the others arrive in one piece up to this size."""
 
@@ -470,7 +472,7 @@ class PathMtu:
     """The field of cluster.yaml that says how large."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SameSegment:
     """No router stands between the nodes: each is the next hop to its own pods."""
 
@@ -505,7 +507,7 @@ Requirement: TypeAlias = (
 # Checks: what `verify` proves on the live node. The id is stable; scripts and dashboards name it.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class UnitActive:
     """The unit is active, enabled, and runs the inputs that the tool last started it with."""
 
@@ -513,7 +515,7 @@ class UnitActive:
     unit: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Listening:
     """The port listens on exactly these addresses ("*" for the wildcard) and on no other."""
 
@@ -522,7 +524,7 @@ class Listening:
     addresses: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class PortClosed:
     """Nothing listens on the port on any address."""
 
@@ -530,7 +532,7 @@ class PortClosed:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class FileMode:
     """The file exists, with this owner and exactly this mode."""
 
@@ -540,7 +542,7 @@ class FileMode:
     owner: str = "root:root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Certificate:
     """A client certificate on the node: signed by the cluster's CA, this user's, and good for `days` more days."""
 
@@ -554,7 +556,7 @@ class Certificate:
     """kubelet renews it by itself (core/expiry.py): it must not be late with that."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeCommand:
     """A command on the node exits 0 and its output holds `contains`."""
 
@@ -566,7 +568,7 @@ class NodeCommand:
 Caller: TypeAlias = Literal["anonymous", "admin", "token", "token-without-rights"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Http:
     """An HTTP(S) request to an address of the node, made through the node's SSH connection."""
 
@@ -579,7 +581,7 @@ class Http:
     contains: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ProxyReaches:
     """Through the node, this apiserver answers /readyz (401 and 403 count as alive)."""
 
@@ -587,7 +589,7 @@ class ProxyReaches:
     apiserver: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ServingCertificate:
     """What this port of the node shows over TLS is the certificate that the cluster issued for it last."""
 
@@ -595,7 +597,7 @@ class ServingCertificate:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class VirtualServers:
     """kube-proxy's virtual servers (mode ipvs) are those that the API's Services and EndpointSlices ask for here."""
 
@@ -607,7 +609,7 @@ class VirtualServers:
     """CIDR blocks of virtual servers that are somebody else's (ipvs.excludeCIDRs)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class MirrorPull:
     """The node can download an image from the hosts that are meant to serve it. Made by `verify --deep` only."""
 
@@ -626,7 +628,7 @@ class MirrorPull:
     """The mirror finds the digest of a tag; else it is asked by a digest that the others give."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class AgentReady:
     """The network plugin's agent on the node: its DaemonSet's pod is there, Ready, and of the present configuration."""
 
@@ -635,7 +637,7 @@ class AgentReady:
     daemon_set: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class AgentCommand:
     """A command in the agent's pod on the node exits 0 and its output holds `contains`."""
 
@@ -647,7 +649,7 @@ class AgentCommand:
     contains: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class AgentKnowsPods:
     """Every running pod of the node that has a network of its own is one that the agent made it for."""
 
@@ -662,7 +664,7 @@ class AgentKnowsPods:
 Route: TypeAlias = Literal["pod-to-pod", "pod-to-service", "node-to-service", "policy"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Traffic:
     """Real packets between pods that verify makes for it: from this node to a pod on another, to a Service, and through
     a policy that lets one pod in and another not.
@@ -672,7 +674,7 @@ class Traffic:
     route: Route
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
@@ -699,7 +701,7 @@ Check: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Stage:
     """All that one component wants on one node, in the order in which a stage is carried out.
 
@@ -733,7 +735,7 @@ class Stage:
     tls_endpoints: tuple[TlsEndpoint, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Origin:
     """What a desired state was computed from, to tell later what has changed."""
 
@@ -743,7 +745,7 @@ class Origin:
     """Digest of what cluster.yaml says that concerns the node (`applied.inputs_digest`)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeState:
     """The desired state of one node: its stages in the order in which they are carried out."""
 

@@ -11,11 +11,12 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias, cast
 
 from kubeworker.core import applied
 from kubeworker.core.applied import Applied
+from kubeworker.core.frozen import frozen
 from kubeworker.errors import ProbeError
 
 HEADER = "kubeworker-probe 1"
@@ -27,7 +28,7 @@ _KINDS: Mapping[int, FileKind] = {0x8: "file", 0x4: "directory", 0xA: "link"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SeenFile:
     """A path that exists."""
 
@@ -48,7 +49,7 @@ class SeenFile:
     """When its content, mode, owner or name was last changed (ctime)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class StartRecord:
     """What the tool wrote after the unit's last good start."""
 
@@ -60,7 +61,7 @@ class StartRecord:
     """systemd's InvocationID of that start."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class SeenUnit:
     """`systemctl show` of one unit, and the tool's start record of it."""
 
@@ -82,7 +83,7 @@ class SeenUnit:
     """When it came into its present state, as systemd says it (in UTC); empty where it never had another."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Disk:
     """Free space and inodes below a path (of the nearest parent that exists)."""
 
@@ -95,7 +96,7 @@ class Disk:
     """Where the file system is mounted: paths with the same mount share the space."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Listener:
     """A listening TCP socket, or a UDP socket, on a port that preflight asked about."""
 
@@ -108,7 +109,7 @@ class Listener:
     protocol: str = "tcp"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeAddress:
     """An address of an interface that is up, of global scope."""
 
@@ -118,7 +119,7 @@ class NodeAddress:
     """Empty where the interface has none (a tunnel)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class KubeletKubeconfig:
     """The public part of the kubeconfig that kubelet wrote for itself."""
 
@@ -128,7 +129,7 @@ class KubeletKubeconfig:
     ca_file: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Observed:
     """One node as it was at `clock`. Mappings hold only what exists."""
 

@@ -17,9 +17,9 @@ from kubeworker.core.merge import stacked
 
 
 class SpecModel(BaseModel):
-    """Base: frozen, unknown fields refused, field docstrings kept as descriptions."""
+    """Base: frozen, unknown fields refused. What is built of models waits until a document is read: start-up time."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def _endpoint(value: str) -> str:
@@ -83,6 +83,14 @@ AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Version = Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.-]+)?$")]
 
 
+def _group() -> Any:
+    """A group of fields that may be left out: each has its own default.
+
+    An instance as the default would have pydantic build a validator for the group alone, at each start.
+    """
+    return Field(default={}, validate_default=True)
+
+
 class CaFiles(SpecModel):
     """The cluster's certificate authority, on the control host."""
 
@@ -105,7 +113,7 @@ class Cluster(SpecModel):
     """Cluster DNS domain."""
     dns_service_ip: Address
     """ClusterIP of the cluster DNS Service, inside service_cidr."""
-    ca: CaFiles = CaFiles()
+    ca: CaFiles = _group()
     kubeconfig: LocalPath = "~/.kube/config"
     """Admin kubeconfig, used by this tool only; it is not copied to nodes."""
     kubelet_client_user: str = "kubernetes-master"
@@ -222,17 +230,17 @@ class NodeSpec(SpecModel):
     components: dict[str, dict[str, Any]] = {}
     """This node's own settings per component, merged over `components`: maps key by key, anything else replaces. A
     fleet of two kinds of machines, or one that changes node by node: {kube_proxy: {mode: nftables}}."""
-    ssh: NodeSsh = NodeSsh()
+    ssh: NodeSsh = _group()
 
 
 class ClusterFile(SpecModel):
     """The whole of cluster.yaml."""
 
     cluster: Cluster
-    paths: Paths = Paths()
-    ssh: Ssh = Ssh()
-    versions: Versions = Versions()
-    artifacts: Artifacts = Artifacts()
+    paths: Paths = _group()
+    ssh: Ssh = _group()
+    versions: Versions = _group()
+    artifacts: Artifacts = _group()
     components: dict[str, dict[str, Any]] = {}
     """Settings per component; each has its own fields."""
     cni: Literal["bridge", "cilium", "none"] = "none"

@@ -91,6 +91,14 @@ class Results:
         return tuple(each for each in artifacts if each.name not in self.blobs and each.name not in self.refused)
 
 
+def kinds(run: Run) -> tuple[Kind, ...]:
+    """The kinds of source that the operator allows, in order; the cache stands in for each of them.
+
+    Empty for `sources: [cache]`, a site that imports bundles: there a pin of any kind will do.
+    """
+    return tuple(source for source in run.settings.sources if source != "cache")
+
+
 def read_lock(path: Path) -> Lock:
     """The lock file; empty where there is none. InputError when it can't be read."""
     try:

@@ -18,7 +18,7 @@ from kubeworker.core.lockfile import KINDS, Entry, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.recipe import Group
 from kubeworker.errors import ArtifactError, ArtifactMissing, reason
-from kubeworker.flow.artifact_run import Origin, Results, Run, accept, elapsed, pin, progress, trusted
+from kubeworker.flow.artifact_run import Origin, Results, Run, accept, elapsed, kinds, pin, progress, trusted
 from kubeworker.io import apt, build, go_modules
 from kubeworker.io.binary import extract
 from kubeworker.io.fetch import Fetcher
@@ -67,14 +67,6 @@ async def _cached(run: Run, artifact: Artifact) -> Blob:
             await pin(run, artifact, kind, origin.entry(artifact, blob))
             return blob
     raise ArtifactMissing("it is not in the cache", subject=artifact.name)
-
-
-def kinds(run: Run) -> tuple[Kind, ...]:
-    """The kinds of source that the operator allows, in order; the cache stands in for each of them.
-
-    Empty for `sources: [cache]`, a site that imports bundles: there a pin of any kind will do.
-    """
-    return tuple(source for source in run.settings.sources if source != "cache")
 
 
 def _same_recipe(artifact: Artifact, kind: Kind, locked: Entry) -> bool:

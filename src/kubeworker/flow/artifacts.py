@@ -12,8 +12,7 @@ from kubeworker.core.lockfile import KINDS, Entry, Key, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
-from kubeworker.flow import artifact_sources as sources
-from kubeworker.flow.artifact_run import LOCK_NAME, Results, Run, read_lock
+from kubeworker.flow.artifact_run import LOCK_NAME, Results, Run, kinds, read_lock
 from kubeworker.flow.events import Reporter, silent
 from kubeworker.io.binary import host_architecture
 from kubeworker.io.blob_store import BlobStore
@@ -78,7 +77,7 @@ def _pinned(run: Run, wanted: Sequence[Artifact]) -> dict[str, Blob]:
     lock = run.lock()
     found: dict[str, Blob] = {}
     for artifact in wanted:
-        for kind in sources.kinds(run) or KINDS:
+        for kind in kinds(run) or KINDS:
             entry = lock.get(run.key(artifact, kind), artifact.version)
             if entry is not None:
                 found.setdefault(artifact.name, Blob(sha256=entry.sha256, size=entry.size))
@@ -131,6 +130,10 @@ def _state(store: BlobStore, entry: Entry) -> Literal["in the cache", "not in th
 
 
 async def _from_sources(run: Run, artifacts: tuple[Artifact, ...]) -> dict[str, Blob]:
+    if not artifacts:
+        return {}
+    from kubeworker.flow import artifact_sources as sources  # downloads and builds: only where something is missing
+
     results = Results()
     for source in run.settings.sources:
         left = results.open(artifacts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from kubeworker.core import csr, durations, issuing
+from kubeworker.core.bootstrap_token import BOOTSTRAP_USER
 from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
 from kubeworker.core.issuing import Halted
 from kubeworker.core.kube_views import NodeStatus
@@ -301,7 +302,7 @@ class Desk:
         kind = csr.kind(request)
         if kind not in self.kinds and kind != "renewal":
             return False
-        ours = {csr.BOOTSTRAP_USER + token for token in tokens}
+        ours = {BOOTSTRAP_USER + token for token in tokens}
         return self.nodes is None or request.node in self.nodes or request.username in ours
 
     def _knowledge(self, tokens: Tokens, present: Mapping[str, NodeStatus]) -> Knowledge:
@@ -382,7 +383,7 @@ async def _leader(kube: Kube) -> str:
 
 def _owner(request: CsrView, tokens: Tokens) -> str:
     """The node that is meant: that of the token which asked, else the one whose name is asked for."""
-    return tokens.get(request.username.removeprefix(csr.BOOTSTRAP_USER), request.node)
+    return tokens.get(request.username.removeprefix(BOOTSTRAP_USER), request.node)
 
 
 def _addresses(nodes: Iterable[NodeStatus]) -> dict[str, frozenset[str]]:

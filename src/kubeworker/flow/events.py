@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal, TypeAlias
+
+from kubeworker.core.frozen import frozen
 
 NodeOutcome: TypeAlias = Literal["ok", "failed", "unreachable", "skipped"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Note:
     """Something worth a line that is neither progress nor a warning."""
 
@@ -18,7 +20,7 @@ class Note:
     subject: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Warning_:  # noqa: N801 (Python's own Warning is a builtin)
     """Something that works now and may hurt later, or that the operator probably did not mean."""
 
@@ -26,7 +28,7 @@ class Warning_:  # noqa: N801 (Python's own Warning is a builtin)
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeQueued:
     """Work on a node is due and has not begun: its batch is not on, or as many as allowed are worked on already."""
 
@@ -35,7 +37,7 @@ class NodeQueued:
     """How many actions that will be."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeStarted:
     """Work on a node begins; `what` is the verb: connect, observe, apply, verify."""
 
@@ -45,14 +47,14 @@ class NodeStarted:
     """How many checks that will be; 0: not known."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeSeen:
     """A node has told its state: it is looked at."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class StageStarted:
     """One component's stage begins on a node."""
 
@@ -60,7 +62,7 @@ class StageStarted:
     component: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ActionStarted:
     """One action of the plan begins on a node; its ActionDone follows, or the node's failure."""
 
@@ -69,7 +71,7 @@ class ActionStarted:
     subject: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Waiting:
     """A node's work can't go on before this is so: a turn to be sent to, its certificate, that it is Ready."""
 
@@ -78,7 +80,7 @@ class Waiting:
     """Empty once it is so."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ActionDone:
     """One action of the plan was carried out on a node (or, with an empty node, on the cluster's objects)."""
 
@@ -88,7 +90,7 @@ class ActionDone:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Transfer:
     """Bytes moved so far: a download (no node) or an upload to a node."""
 
@@ -99,7 +101,7 @@ class Transfer:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ArtifactReady:
     """An artifact was got from `source`, checked, and lies in the store now; one that was in the cache says nothing."""
 
@@ -109,7 +111,7 @@ class ArtifactReady:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class NodeDone:
     """Work on a node ended."""
 
@@ -120,7 +122,7 @@ class NodeDone:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class CsrDecision:
     """A certificate signing request was approved or left pending."""
 
@@ -134,7 +136,7 @@ class CsrDecision:
     """What was seen that breaks it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class CheckDone:
     """One check of `verify` has its verdict. An empty node stands for the cluster."""
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from kubeworker.core.spec import ControlHostPath
+from kubeworker.io.field_texts import field_texts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class FieldDoc:
 
 def field_docs(model: type[BaseModel]) -> Iterator[FieldDoc]:
     """The fields of a model in their order."""
+    texts = field_texts(model)
     for name, field in model.model_fields.items():
         shape = _shape(field.annotation)
         required = field.is_required()
@@ -41,7 +43,7 @@ def field_docs(model: type[BaseModel]) -> Iterator[FieldDoc]:
             kind=_kind(field.annotation, marks=tuple(field.metadata)),
             required=required,
             default="" if required or shape == "group" else as_yaml(field.get_default(call_default_factory=True)),
-            text=" ".join((field.description or "").split()),
+            text=texts.get(name, ""),
             model=_model_in(field.annotation),
             shape=shape,
         )

@@ -8,20 +8,22 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kubeworker.components import kubelet
-from kubeworker.core import bootstrap_token, cluster_objects, csr, desired
-from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core import bootstrap_token, cluster_objects, desired
+from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER, BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.handed import Handed
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, CredentialsError
-from kubeworker.flow.csr import POLL_SECONDS, Desk, Seen
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.io.kube import Kube
 from kubeworker.io.objects import Objects
+
+if TYPE_CHECKING:
+    from kubeworker.flow.csr import Desk, Seen  # a plan approves nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +182,12 @@ async def guarded_warnings(kube: Kube, cluster: ClusterFile) -> tuple[str, ...]:
     if desired.config(kubelet.COMPONENT, cluster).client_csr_for(cluster) == "auto":
         return ()
     groups = (
-        csr.BOOTSTRAP_GROUP,
+        BOOTSTRAP_GROUP,
         *(bootstrap_token.extra_group(node.name) for node in cluster.nodes[:1]),
         "system:authenticated",
     )
     allowed = await kube.allowed(
-        user=f"{csr.BOOTSTRAP_USER}abcdef",
+        user=f"{BOOTSTRAP_USER}abcdef",
         groups=groups,
         verb="create",
         group="certificates.k8s.io",
@@ -208,6 +210,8 @@ async def approve_while(
     Those that were `handed` over are left to nodes that have not joined, until they expire: a part of the fleet that
     failed is tried once more, and that run can't make others.
     """
+    from kubeworker.flow.csr import Seen
+
     owners = {token.id: token.node for token in tokens}
     left = list(tokens)
     try:
@@ -240,7 +244,7 @@ def _joined(tokens: Iterable[BootstrapToken], seen: Seen, rejoining: Collection[
     return tuple(
         token
         for token in tokens
-        if csr.BOOTSTRAP_USER + token.id in issued and token.node in seen.nodes and token.node not in rejoining
+        if BOOTSTRAP_USER + token.id in issued and token.node in seen.nodes and token.node not in rejoining
     )
 
 
@@ -276,6 +280,8 @@ def _left_behind(desk: Desk, token: BootstrapToken, error: ApiError | Credential
 
 
 async def _pause(until: asyncio.Event) -> None:
+    from kubeworker.flow.csr import POLL_SECONDS
+
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(POLL_SECONDS):
             await until.wait()

@@ -23,6 +23,7 @@ from kubeworker.core.merge import stacked
 from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, ControlHostPath
 from kubeworker.errors import SpecError, reason
+from kubeworker.io.field_texts import field_texts
 
 FieldPath: TypeAlias = tuple[int | str, ...]
 
@@ -243,8 +244,8 @@ def _problem(root: yaml.Node, details: ErrorDetails, model: type[BaseModel], pre
             hint = meant(str(path[-1]), fields)
             yield Problem(line=_line(root, path), path=path, message=_UNKNOWN, hint=hint)
         case "missing":
-            field = _fields_at(model, details["loc"][:-1]).get(str(path[-1]))
-            hint = f"add `{path[-1]}`: {_first_sentence(field)}" if field and field.description else ""
+            text = _text_at(model, details["loc"][:-1], str(path[-1]))
+            hint = f"add `{path[-1]}`: {text}" if text else ""
             yield Problem(line=_line(root, path), path=path, message=_MISSING, hint=hint)
         case "value_error":
             for line in str(details["ctx"]["error"]).splitlines():
@@ -365,22 +366,29 @@ def _kind(value: object) -> str:
             return type(value).__name__
 
 
-def _first_sentence(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split()).partition(". ")[0].removesuffix(".")
-
-
 def _about(model: type[BaseModel], path: FieldPath) -> str:
     """What the field is for, of which nothing better is known to say."""
     names = tuple(part for part in path if isinstance(part, str))
     for end in range(len(names), 0, -1):
-        field = _fields_at(model, names[: end - 1]).get(names[end - 1])
-        if field and field.description:
-            return f"{names[end - 1]}: {_first_sentence(field)}"
+        if text := _text_at(model, names[: end - 1], names[end - 1]):
+            return f"{names[end - 1]}: {text}"
     return ""
+
+
+def _text_at(model: type[BaseModel], path: FieldPath, field: str) -> str:
+    """The first sentence of what is written of a field of the model at this path; empty where nothing is."""
+    here = _model_at(model, path)
+    text = field_texts(here).get(field, "") if here else ""
+    return text.partition(". ")[0].removesuffix(".")
 
 
 def _fields_at(model: type[BaseModel], path: FieldPath) -> Mapping[str, FieldInfo]:
     """The fields of the model that lies at this path below `model`; none where no model lies there."""
+    here = _model_at(model, path)
+    return here.model_fields if here else {}
+
+
+def _model_at(model: type[BaseModel], path: FieldPath) -> type[BaseModel] | None:
     here: type[BaseModel] | None = model
     key = False
     for part in path:
@@ -391,7 +399,7 @@ def _fields_at(model: type[BaseModel], path: FieldPath) -> Mapping[str, FieldInf
         field = here.model_fields.get(part) if here else None
         here = _model_in(field.annotation) if field else None
         key = field is not None and _is_map(field.annotation)
-    return here.model_fields if here else {}
+    return here
 
 
 def _is_map(annotation: Any) -> bool:
