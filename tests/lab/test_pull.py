@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.lab import mirror
 from tests.lab.conftest import kubeworker
 from tests.lab.operate import sh
 
@@ -49,26 +47,16 @@ class Site:
 @pytest.fixture(scope="module")
 def site(deployed: LabState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     served = tmp_path_factory.mktemp("served")
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_what: object) -> None: ...
-
-    server = ThreadingHTTPServer((deployed.gateway, 0), partial(Quiet, directory=str(served)))
-    url = f"http://{deployed.gateway}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
     document = yaml.safe_load(deployed.cluster_yaml.read_text())
-    document.setdefault("artifacts", {}).update(delivery="pull", mirror=url)
     cluster_yaml = deployed.cluster_yaml.with_name("cluster-pull.yaml")
-    cluster_yaml.write_text(yaml.safe_dump(document))
-    try:
-        yield Site(lab=deployed, cluster_yaml=cluster_yaml, url=url, served=served)
-    finally:
-        cluster_yaml.unlink()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        assert kubeworker("apply", "--yes", "-f", deployed.cluster_yaml, "--node", NODE).returncode == 0
+    with mirror.serving(deployed, served) as url:
+        document.setdefault("artifacts", {}).update(delivery="pull", mirror=url)
+        cluster_yaml.write_text(yaml.safe_dump(document))
+        try:
+            yield Site(lab=deployed, cluster_yaml=cluster_yaml, url=url, served=served)
+        finally:
+            cluster_yaml.unlink()
+            assert kubeworker("apply", "--yes", "-f", deployed.cluster_yaml, "--node", NODE).returncode == 0
 
 
 def test_what_the_mirror_has_is_not_sent_and_what_it_has_not_is(site: Site) -> None:
