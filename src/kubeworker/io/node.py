@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import errno
 import os
 import random
 import socket
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -302,11 +303,11 @@ class JumpHosts:
 
 
 async def _open(way: _Way, jump_hosts: JumpHosts) -> asyncssh.SSHClientConnection:
-    options = _options(way)
+    given, options = _options(way)
     jump = way.jump or _configured(options, "ProxyJump")
-    if not jump or jump == "none":
-        return await _login(way, options, None)
-    return await _login(way, options, await jump_hosts.connection(_jump_way(way, jump)))
+    if jump and jump != "none":
+        given["tunnel"] = await jump_hosts.connection(_jump_way(way, jump))
+    return await _login(way, given, options)
 
 
 def _jump_way(way: _Way, jump: str) -> _Way:
@@ -327,34 +328,39 @@ def _jump_way(way: _Way, jump: str) -> _Way:
     )
 
 
-def _options(way: _Way) -> asyncssh.SSHClientConnectionOptions:
+def _options(way: _Way) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOptions | None]:
+    """What asyncssh is given, and what it makes of that and the configuration file; None: there is nothing to ask it.
+
+    It works that out for itself once more, and each time takes as long as the key exchange.
+    """
     config = Path(way.ssh.config).expanduser()
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {
+        "config": [str(config)] if config.exists() else None,
+        # The jump host is connected to by `_open`, with the same keys and known hosts; asyncssh's own would not.
+        "tunnel": None,
+        "gss_kex": False,
+        "gss_auth": False,
+        "password_auth": False,
+        "kbdint_auth": False,
+        "host_based_auth": False,
+        "request_pty": False,
+        "kex_algs": _KEY_EXCHANGES,
+        "encryption_algs": _CIPHERS,
+        "compression_algs": ("none",),
+        "connect_timeout": way.ssh.connect_timeout,
+        "keepalive_interval": way.ssh.keepalive,
+        "keepalive_count_max": UNANSWERED_KEEPALIVES,
+    }
     if way.port is not None:
         given["port"] = way.port
     if way.user:
         given["username"] = way.user
     try:
         given |= _identity(way)
-        return asyncssh.SSHClientConnectionOptions(
-            config=[str(config)] if config.exists() else None,
-            host=way.host,
-            # The jump host is connected to by `_open`, with the same keys and known hosts; asyncssh's own would not.
-            tunnel=None,
-            gss_kex=False,
-            gss_auth=False,
-            password_auth=False,
-            kbdint_auth=False,
-            host_based_auth=False,
-            request_pty=False,
-            kex_algs=_KEY_EXCHANGES,
-            encryption_algs=_CIPHERS,
-            compression_algs=("none",),
-            connect_timeout=way.ssh.connect_timeout,
-            keepalive_interval=way.ssh.keepalive,
-            keepalive_count_max=UNANSWERED_KEEPALIVES,
-            **given,
-        )
+        # With keys that were read in and no file, there is nothing left in it that could be wrong.
+        if given["config"] is None and given.get("client_keys"):
+            return given, None
+        return given, asyncssh.SSHClientConnectionOptions(host=way.host, **given)
     except (asyncssh.ConfigParseError, asyncssh.KeyImportError, OSError, ValueError) as error:
         raise CredentialsError(
             f"can't be used for SSH: {error}", subject=way.identity or str(config), hint="check `ssh:` in cluster.yaml"
@@ -365,8 +371,9 @@ def _identity(way: _Way) -> dict[str, Any]:
     if not way.identity:
         return {}
     path = Path(way.identity).expanduser()
-    if pairs := asyncssh.load_keypairs(str(path), ignore_encrypted=True):
-        return {"client_keys": list(pairs), "agent_path": None}
+    if pairs := _keys(path):
+        # Copies: asyncssh notes in a pair how the one node at hand wants it to sign.
+        return {"client_keys": [copy.copy(pair) for pair in pairs], "agent_path": None}
     # A key with a passphrase works where the agent holds it.
     if not os.environ.get("SSH_AUTH_SOCK"):
         raise CredentialsError(
@@ -375,27 +382,39 @@ def _identity(way: _Way) -> dict[str, Any]:
     return {"client_keys": [], "agent_identities": [str(path.with_name(path.name + ".pub"))]}
 
 
-def _configured(options: asyncssh.SSHClientConnectionOptions, key: str) -> Any:
-    return options.config.get(key)
+def _keys(path: Path) -> Sequence[asyncssh.SSHKeyPair]:
+    """The file's key, with the certificate beside it, read in once for the whole fleet while neither is changed."""
+    stamp = tuple(
+        (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for each in (path, path.with_name(path.name + "-cert.pub"), path.with_name(path.name + ".pub"))
+        if each.exists()
+        for stat in (each.stat(),)
+    )
+    known = _kept_keys.get(path)
+    if known is None or known[0] != stamp:
+        known = _kept_keys[path] = (stamp, asyncssh.load_keypairs(str(path), ignore_encrypted=True))
+    return known[1]
+
+
+_kept_keys: dict[Path, tuple[tuple[tuple[int, ...], ...], Sequence[asyncssh.SSHKeyPair]]] = {}
+
+
+def _configured(options: asyncssh.SSHClientConnectionOptions | None, key: str) -> Any:
+    return options.config.get(key) if options is not None else None
 
 
 async def _login(
-    way: _Way, options: asyncssh.SSHClientConnectionOptions, tunnel: asyncssh.SSHClientConnection | None
+    way: _Way, given: Mapping[str, Any], options: asyncssh.SSHClientConnectionOptions | None
 ) -> asyncssh.SSHClientConnection:
     user = way.user or _configured(options, "User") or "root"
     keys = _KnownHosts(way, options)
-    given = {"tunnel": tunnel} if tunnel is not None else {}
     blamed, tries, waits, gains = False, 0, 0, 0
     while True:
         async with way.logins.slot() as slot:
             try:
                 connection = await asyncssh.connect(
                     way.host,
-                    options=options,
-                    username=user,
-                    known_hosts=keys.match,
-                    client_factory=lambda: _Client(keys),
-                    **given,
+                    **{**given, "username": user, "known_hosts": keys.match, "client_factory": lambda: _Client(keys)},
                 )
             except (TimeoutError, asyncssh.Error, OSError) as error:
                 # While others get in, patience is all it takes: such a try does not count.
@@ -468,7 +487,7 @@ class _Client(asyncssh.SSHClient):
 class _KnownHosts:
     """The known_hosts files that count for one machine, and the decision about a key that is not in them."""
 
-    def __init__(self, way: _Way, options: asyncssh.SSHClientConnectionOptions) -> None:
+    def __init__(self, way: _Way, options: asyncssh.SSHClientConnectionOptions | None) -> None:
         configured = _configured(options, "UserKnownHostsFile")
         # cluster.yaml's own word comes first, then ~/.ssh/config's, then the default. "none" there does not switch
         # the check off.
