@@ -351,12 +351,13 @@ def _units(stage: Stage, inputs: _Inputs, restarting: dict[str, str]) -> Iterato
     """`restarting` holds the units that this run restarts so far, with the unit they follow; it is added to."""
     seen = {unit.name: inputs.observed.units.get(unit.name, SeenUnit(name=unit.name)) for unit in stage.units}
     stale = tuple(unit.name for unit in stage.units if _needs_daemon_reload(unit, seen[unit.name], inputs))
-    if stale:
-        yield DaemonReload(units=stale, reason="unit file or drop-in changes")
     for unit in stage.units:
         if seen[unit.name].file_state != "enabled":
             was = seen[unit.name].file_state or "new"
             yield EnableUnit(unit=unit, reason=f"is {was}")
+    if stale:
+        # After what is enabled, so that the manager is reloaded once for both.
+        yield DaemonReload(units=stale, reason="unit file or drop-in changes")
     for unit in stage.units:
         yield from _unit(unit, seen[unit.name], inputs, restarting)
 

@@ -160,6 +160,7 @@ missing=''
 for name in $wanted; do
   case $received in *" $name "*) ;; *) missing="$missing $name" ;; esac
 done
+index_arrived
 [ -z "$missing" ] || fail "not received whole:$missing $(head -c 300 "$work/tar")"
 finished=yes
 """
@@ -178,6 +179,7 @@ drop_incoming() {{ rm -rf -- "$incoming"; }}
 on_exit=drop_incoming
 (umask 022 && mkdir -p -- "${{store%/*}}") && mkdir -p -- "$store" && chmod 700 "$store" && chown 0:0 "$store" ||
   fail "$store can't be made"
+began=$(date +%s)
 rm -rf -- "$incoming"
 mkdir -m 700 -- "$incoming" || fail "$incoming can't be made"
 cd "$incoming" || fail "$incoming can't be entered"
@@ -189,6 +191,17 @@ keep_blob() {{ # keep_blob SHA256 NAME
     *'No space left'*) fail "no space left below $store (nothing was changed)" ;;
   esac
   chown 0:0 "$2" && chmod 755 "$2" && mv -fT -- "$2" "$store/$2" || fail "$store/$2 can't be written"
+  as_indexed "$1" "$store/$2" >> "$work/arrived"
+}}
+index_arrived() {{ # what came need not be hashed again by the stage that puts it in its place
+  [ -s "$work/arrived" ] || return 0
+  now=$(date +%s.%N)
+  # A change that the clock of the ctime is too coarse to show would show in the mtime, which comes with the stream.
+  cut -f 6- "$work/arrived" | xargs -d '\n' stat --printf '\t%s\t%.9Y\t%.9Z\t%i\t%n\n' -- 2> /dev/null |
+    awk -F '\t' -v began="$began" -v now="$now" '
+      NR == FNR {{ line = $0; sub(/^[^\t]*/, "", line); sums[line] = $1; next }}
+      ($0 in sums) && $3 + 0.1 < began + 0 && $4 + 0.1 < now + 0 {{ print sums[$0] $0 }}
+    ' "$work/arrived" - >> "$home/index"
 }}"""
 
 
@@ -327,6 +340,7 @@ def _swaps(plan: StagePlan) -> Iterator[str]:
                 yield _call("forget_start", unit.name)
             case _:
                 pass
+    yield "await_sync"
     yield "swapping=yes"
     yield from _stops(plan)
     for number, action in enumerate(plan.actions):
@@ -365,12 +379,14 @@ def _leftovers(plan: StagePlan, *, after_stop: bool) -> Iterator[str]:
 
 def _units(plan: StagePlan) -> Iterator[str]:
     kinds = (DaemonReload, EnableUnit, StartUnit, RestartUnit, ReloadUnit)
+    last_reload = max((number for number, _ in _numbered(plan, DaemonReload)), default=-1)
     for number, action in _numbered(plan, *kinds):
         match action:
-            case DaemonReload():
-                yield _act(number, "daemon_reload")
+            case DaemonReload(units=units):
+                yield _act(number, _call("daemon_reload", *units))
             case EnableUnit(unit=unit):
-                yield _act(number, _call("enable_unit", unit.name))
+                later = ("--no-reload",) if number < last_reload else ()
+                yield _act(number, _call("enable_unit", unit.name, *later))
             case StartUnit() | RestartUnit() | ReloadUnit():
                 yield _act(number, *_unit_action(action))
             case _:
@@ -451,8 +467,8 @@ def _bookkeeping(plan: StagePlan) -> Iterator[str]:
 def _records(plan: StagePlan) -> Iterator[str]:
     """The last word: a stage that did not get here has the record of the one before."""
     for stage in (*plan.settled, plan.stage):
-        call = _call("record_applied", stage.component, plan.origin.tool, plan.origin.inputs)
-        yield f"{call} <<'KW'\n{applied.text(stage)}KW"
+        yield _call("record_applied", stage.component, plan.origin.tool, plan.origin.inputs, applied.text(stage))
+    yield "records"
 
 
 def _names(hashes: Iterable[str]) -> Iterator[str]:
@@ -464,7 +480,7 @@ _FUNCTIONS = rf"""set -u
 LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 umask 077
-finished='' kept='' large='' swapping='' committed='' reloaded='' on_exit=''
+finished='' kept='' large='' swapping='' committed='' reloaded='' on_exit='' touched=' ' syncing='' ended=''
 say() {{ printf 'kw %s\n' "$*" 2> /dev/null || :; }}
 begin() {{ say action "$1" start; }}
 end() {{ say action "$1" "done"; }}
@@ -476,7 +492,7 @@ leave() {{
   trap '' INT TERM
   [ -z "$swapping" ] || [ -n "$committed" ] || put_back
   [ -z "$on_exit" ] || "$on_exit"
-  [ ! -s "$work/candidates" ] || xargs -d '\n' rm -f -- < "$work/candidates"
+  [ -n "$finished" ] || [ ! -s "$work/candidates" ] || xargs -d '\n' rm -f -- < "$work/candidates"
   rm -rf -- "$work"
   [ -n "$finished" ] || exit 1
 }}
@@ -484,12 +500,13 @@ leave() {{
 # be worse than all or nothing. INT and TERM (a node going down) put the former state back.
 trap '' HUP PIPE
 trap 'exit 1' INT TERM
-mkdir -p -- "$home" "$home/started" && exec 9> "$home/lock" || fail "$home can't be written"
+{{ [ -d "$home/started" ] || mkdir -p -- "$home" "$home/started"; }} && exec 9> "$home/lock" ||
+  fail "$home can't be written"
 flock -w {LOCK_WAIT} 9 || fail 'another run holds the lock of this node'
-rm -rf -- "$home"/work.*
+for old in "$home"/work.*; do [ ! -e "$old" ] || rm -rf -- "$old"; done
 work=$(mktemp -d "$home/work.XXXXXX") || fail "no work folder below $home (is the disk full?)"
 trap leave EXIT
-: > "$work/candidates"; : > "$work/sums"; : > "$work/created"; : > "$work/units"
+: > "$work/candidates"; : > "$work/sums"; : > "$work/fresh"; : > "$work/created"; : > "$work/units"
 try() {{ # try WHAT COMMAND...
   what=$1; shift
   "$@" > "$work/out" 2>&1 < /dev/null 9>&- || fail "$what: $(tail -n 5 "$work/out")"
@@ -500,12 +517,13 @@ beside() {{ # beside PATH SUFFIX: sets $name to .NAME.kubeworker-SUFFIX in the s
 
 begin_stage() {{
   began=$(date +%s)
-  mkdir -m 700 "$work/in"
+  mkdir -m 700 "$work/in" "$work/applied"
   timeout {STALL} tar -xf - -C "$work/in" --no-same-owner 2> "$work/out" ||
     fail "the files did not arrive whole: $(cat "$work/out")"
   each_path drop_leftover
 }}
-drop_leftover() {{ beside "$1" new; rm -f -- "$name"; }}
+drop_leftover() {{ beside "$1" new; drop "$name"; }}
+drop() {{ if [ -e "$1" ] || [ -L "$1" ]; then rm -f -- "$1"; fi; }}
 install_packages() {{
   DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND
   try 'apt-get update' apt-get -q update
@@ -537,21 +555,25 @@ new_candidate() {{ # new_candidate PATH: sets $name
 directory_of() {{ (umask 022; mkdir -p -- "${{1%/*}}") 2> "$work/out" || fail "$(cat "$work/out")"; }}
 file_candidate() {{ # file_candidate NUMBER SHA256 MODE OWNER PATH
   new_candidate "$5"
-  try "$5" cp -- "$work/in/$1" "$name"
-  set_mode "$name" "$3" "$4"
+  try "$5" install -T -m "$3" -o "${{4%%:*}}" -g "${{4#*:}}" -- "$work/in/$1" "$name"
   printf '%s  %s\n' "$2" "$name" >> "$work/sums" || fail "no space left below $home"
+  printf '%s\n' "$name" >> "$work/fresh" || fail "no space left below $home"
 }}
 binary_candidate() {{ # binary_candidate BLOB SHA256 MODE OWNER PATH
   new_candidate "$5"
   # A hard link where the store is on the same file system: no second copy on the disk and nothing to write. Whoever
   # damages the visible file in place damages the blob with it; then both stats differ from the index, both hashes are
   # wrong, and the blob is sent again as a new file. A copy would save that upload, at twice the disk on every node.
-  if [ "$3 $4" = '0755 root:root' ] && ln -T -- "$1" "$name" 2> /dev/null; then :
+  as_was=$(as_indexed "$2" "$1")
+  large=yes
+  if [ "$3 $4" = '0755 root:root' ] && ln -T -- "$1" "$name" 2> /dev/null; then
+    # Untouched since it was hashed, as the index says: the same bytes need not be hashed a second time.
+    ! grep -qxF -e "$as_was" "$home/index" 2> /dev/null || return 0
   else
     try "$5" cp --reflink=auto -- "$1" "$name"
     set_mode "$name" "$3" "$4"
+    printf '%s\n' "$name" >> "$work/fresh" || fail "no space left below $home"
   fi
-  large=yes
   printf '%s  %s\n' "$2" "$name" >> "$work/sums" || fail "no space left below $home"
 }}
 link_candidate() {{ # link_candidate TARGET PATH
@@ -559,17 +581,23 @@ link_candidate() {{ # link_candidate TARGET PATH
   try "$2" ln -s -T -- "$1" "$name"
 }}
 check_candidates() {{
+  [ -z "$large" ] || date +%s.%N > "$work/hashed"
   [ -s "$work/sums" ] || return 0
-  date +%s.%N > "$work/hashed"
+  if [ -s "$work/fresh" ]; then
+    # On the disk before the rename makes it visible: after a power cut there is the old file or the new one. A busy
+    # disk takes its time, so that hashes and the components' own checkers go on meanwhile. What is a link to a blob is
+    # there since that came.
+    xargs -d '\n' sync -- < "$work/fresh" > "$work/synced" 2>&1 9>&- &
+    syncing=$!
+  fi
   if [ -n "$large" ]; then
     # Several times as fast, where openssl is there; what it does not find right sha256sum looks at, and names.
     cut -c 67- "$work/sums" | xargs -d '\n' openssl sha256 -r > "$work/out" 2> /dev/null
     sed 's/^\(.\{{64\}}\)  /\1 */' "$work/sums" | cmp -s - "$work/out" && return 0
   fi
   sha256sum --check --quiet "$work/sums" > "$work/out" 2>&1 || fail "not what was sent: $(head -n 5 "$work/out")"
-  # On the disk before the rename makes it visible: after a power cut there is the old file or the new one.
-  cut -c 67- "$work/sums" | xargs -d '\n' sync -- 2> "$work/out" || fail "$(cat "$work/out")"
 }}
+await_sync() {{ [ -z "$syncing" ] || wait "$syncing" || fail "$(cat "$work/synced")"; }}
 run_check() {{ # run_check COMMAND...: sets $check_status; the output lies in $work/out
   check_status=0
   timeout {CHECK_TIMEOUT} "$@" > "$work/out" 2>&1 < /dev/null 9>&- || check_status=$?
@@ -633,17 +661,41 @@ commit() {{
   committed=yes
   each_path drop_former
 }}
-drop_former() {{ beside "$1" old; rm -f -- "$name"; }}
+drop_former() {{ beside "$1" old; drop "$name"; }}
 
-daemon_reload() {{ reloaded=yes; try 'systemctl daemon-reload' systemctl daemon-reload; }}
-enable_unit() {{
+daemon_reload() {{ # daemon_reload UNIT...: where systemd still has a former version of one
+  reloaded=yes
+  for unit in "$@"; do
+    # It reads the file of a unit that it does not know yet when it is asked for it. To read all units anew, after all
+    # generators have run, costs a node as much as to start a service.
+    case $(systemctl show -p LoadState -p NeedDaemonReload -- "$unit" 2> /dev/null | sort) in
+      "LoadState=loaded${{nl}}NeedDaemonReload=no") ;;
+      *) try 'systemctl daemon-reload' systemctl daemon-reload; return ;;
+    esac
+  done
+}}
+enable_unit() {{ # enable_unit UNIT [OPTION]
   touch_unit "$1"
-  try "systemctl enable $1" systemctl enable -q -- "$1"
+  # With --no-reload where a look of the manager's at the unit file follows anyway (daemon_reload).
+  try "systemctl enable $1" systemctl enable "${{2:---quiet}}" -- "$1"
 }}
 touch_unit() {{ # remember how the unit was before the stage, once
-  ! grep -qF -- " $1 " "$work/units" || return 0
-  active=$(systemctl is-active -- "$1"); enabled=$(systemctl is-enabled -- "$1" 2> /dev/null)
-  printf '%s %s %s %s\n' "$(wc -l < "$work/units")" "$1" "${{active:-unknown}}" "${{enabled:-none}}" >> "$work/units"
+  case $touched in *" $1 "*) return 0 ;; esac
+  touched="$touched$1 " number=$((${{number:--1}} + 1))
+  look_at "$1"
+  printf '%s %s %s %s\n' "$number" "$1" "${{state:-unknown}}" "${{enabled:-none}}" >> "$work/units"
+}}
+look_at() {{ # look_at UNIT: sets $state, $enabled, $restarts and $invocation; each systemctl costs a node milliseconds
+  state='' enabled='' restarts=0 invocation=''
+  systemctl show -p ActiveState -p UnitFileState -p NRestarts -p InvocationID -- "$1" > "$work/unit" 2> /dev/null
+  while IFS='=' read -r key value; do
+    case $key in
+      ActiveState) state=$value ;;
+      UnitFileState) enabled=$value ;;
+      NRestarts) restarts=$value ;;
+      InvocationID) invocation=$value ;;
+    esac
+  done < "$work/unit"
 }}
 forget_start() {{
   touch_unit "$1"
@@ -675,17 +727,19 @@ forget_unit() {{ # forget_unit UNIT DIRECTORY...: what is left of it once its fi
 }}
 restore_record() {{
   [ -f "$work/record.$1" ] || return 0
-  read -r restart reload _ < "$work/record.$1" && record_start "$1" "$restart $reload"
+  read -r restart reload _ < "$work/record.$1" && look_at "$1" && record_start "$1" "$restart $reload"
 }}
-record_start() {{ # record_start UNIT DIGESTS
-  printf '%s %s\n' "$2" "$(systemctl show --property=InvocationID --value -- "$1")" > "$work/record" &&
+record_start() {{ # record_start UNIT DIGESTS: of the start that `look_at` saw last
+  printf '%s %s\n' "$2" "$invocation" > "$work/record" &&
     mv -f -- "$work/record" "$home/started/$1" || fail "no space left below $home"
 }}
-record_applied() {{ # record_applied COMPONENT TOOL INPUTS: what was asked for (core/applied.py) is its standard input
-  mkdir -p -- "$home/applied" && {{
-    printf '{applied.FORMAT}\t%s\t%s\t%s\n' "$(date +%s)" "$2" "$3"
-    cat
-  }} > "$work/applied" && mv -f -- "$work/applied" "$home/applied/$1" || fail "no space left below $home"
+record_applied() {{ # record_applied COMPONENT TOOL INPUTS TEXT: what was asked for (core/applied.py)
+  printf '{applied.FORMAT}\t%s\t%s\t%s\n%s' "${{ended:=$(date +%s)}}" "$2" "$3" "$4" > "$work/applied/$1" ||
+    fail "no space left below $home"
+}}
+records() {{ # the records made in $work/applied go live
+  {{ [ -d "$home/applied" ] || mkdir -- "$home/applied"; }} && mv -f -t "$home/applied" -- "$work"/applied/* ||
+    fail "no space left below $home"
 }}
 systemctl_unit() {{ # systemctl_unit VERB UNIT
   timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- ||
@@ -727,17 +781,18 @@ unit_failed() {{ # unit_failed UNIT MESSAGE
   say journal "$(printf '%s' "$lines" | base64 -w 0)"
   fail "$2"
 }}
+uptime() {{ read -r now _ < /proc/uptime; now=${{now%.*}}; }}
 await_gate() {{ # await_gate UNIT SECONDS FUNCTION
-  deadline=$(($(date +%s) + $2)) gate='' told='' first=$(systemctl show --property=NRestarts --value -- "$1")
+  uptime; deadline=$((now + $2)) gate='' told='' first=''
   while :; do
-    state=$(systemctl is-active -- "$1")
+    look_at "$1"
     [ "$state" != active ] || ! "$3" "$1" || return 0
     case $state in
       failed | inactive) unit_failed "$1" "$1 is $state after its start" ;;
     esac
-    exits=$(($(systemctl show --property=NRestarts --value -- "$1") - first))
+    exits=$((restarts - ${{first:=$restarts}}))
     [ "$exits" -lt {EXITS} ] || unit_failed "$1" "$1 ended by itself $exits times after its start"
-    now=$(date +%s)
+    uptime
     [ "$now" -lt "$deadline" ] || break
     if [ "$now" != "$told" ]; then
       told=$now
@@ -796,10 +851,13 @@ displaced() {{ # displaced PATH...: what lay there is no former version of anyth
       cat -- "$work/history" > "$store/history"
   done
 }}
-index() {{ # index SHA256 PATH...: what was just hashed need not be hashed by the next probe
+as_indexed() {{ # as_indexed SHA256 PATH...: the lines that the index has while they stay as they are
   sum=$1; shift
+  stat --printf "$sum\t%s\t%.9Y\t%.9Z\t%i\t%n\n" -- "$@" 2> /dev/null
+}}
+index() {{ # index SHA256 PATH...: what was just hashed need not be hashed by the next probe
   hashed=$(cat "$work/hashed"); now=$(date +%s.%N)
-  stat --printf "$sum\t%s\t%.9Y\t%.9Z\t%i\t%n\n" -- "$@" 2> /dev/null |
+  as_indexed "$@" |
     awk -F '\t' -v hashed="$hashed" -v now="$now" '$3 + 0.1 < hashed + 0 && $4 + 0.1 < now + 0' >> "$home/index"
 }}
 tidy_store() {{ # tidy_store NAME...: besides those, the current and one previous blob of each path stay

@@ -534,9 +534,10 @@ class _Run:
         """Serving certificates of nodes that joined are there, and nodes with a network plugin are Ready."""
         touched = {node.name for node in plan.nodes if node.changes} & self.going()
         joined = {node.name for node in plan.nodes if node.joining} & touched
-        await self._wait_served(kube, joined, plan)
-        with self._waiting(joined & self.going(), "its kubelet to show that certificate"):
-            await self._wait_shown(kube, joined & self.going())
+        if joined:
+            await self._wait_served(kube, joined, plan)
+            with self._waiting(joined & self.going(), "its kubelet to show that certificate"):
+                await self._wait_shown(kube, joined & self.going())
         if self.session.cluster.cni == "none":
             if any(node.joining for node in plan.nodes if node.name in touched):
                 self.session.report(Note(text="cni: none: nodes stay NotReady until you install a network plugin"))
@@ -589,10 +590,14 @@ class _Run:
 
     async def label(self, kube: Kube, plan: Plan) -> None:
         """Nodes that joined get their labels and taints."""
+        # What the others lack was among the plan's own actions.
+        joined = [node.name for node in plan.nodes if node.joining]
+        if not joined:
+            return
         try:
-            await join.label_nodes(kube, self.session.cluster, [node.name for node in plan.nodes], self.session.report)
+            await join.label_nodes(kube, self.session.cluster, joined, self.session.report)
         except ApiError as error:
-            for name in sorted({node.name for node in plan.nodes if node.joining} & self.going()):
+            for name in sorted(set(joined) & self.going()):
                 why = _unknown(error)
                 text = f"its labels and taints may not be set: {why.text}"
                 self._fail(name, JoinFailed(text, subject=name, hint=why.hint))

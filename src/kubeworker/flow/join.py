@@ -214,9 +214,10 @@ async def approve_while(
 
     owners = {token.id: token.node for token in tokens}
     left = list(tokens)
+    loop = asyncio.get_running_loop()
     try:
         while True:
-            ending = until.is_set()
+            ending, began = until.is_set(), loop.time()
             seen = await desk.round(owners) or Seen()
             for token in _joined(left, seen, desk.rejoining):
                 if await _take_back(desk, token) is None:
@@ -224,7 +225,7 @@ async def approve_while(
             if ending:
                 return
             left = [await _kept_alive(desk, token) for token in left]
-            await _pause(until)
+            await _pause(until, 2 * (loop.time() - began))
     finally:
         away: ApiUnreachable | None = None
         for token in () if handed else left:
@@ -279,9 +280,13 @@ def _left_behind(desk: Desk, token: BootstrapToken, error: ApiError | Credential
     desk.report(Warning_(subject=token.node, text=text))
 
 
-async def _pause(until: asyncio.Event) -> None:
+_LEAST_PAUSE = 0.1
+
+
+async def _pause(until: asyncio.Event, seconds: float) -> None:
+    """A kubelet waits for each look; one that takes long, for the many requests, is not made so often."""
     from kubeworker.flow.csr import POLL_SECONDS
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(POLL_SECONDS):
+        async with asyncio.timeout(min(POLL_SECONDS, max(_LEAST_PAUSE, seconds))):
             await until.wait()

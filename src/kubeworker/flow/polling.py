@@ -10,6 +10,8 @@ from kubeworker.core.checks import Verdict
 from kubeworker.errors import ApiError
 
 POLL_SECONDS = 0.5
+FIRST_SECONDS = 0.1
+"""The first pauses are shorter, each twice as long as the one before: much of what is waited for is there at once."""
 
 Value = TypeVar("Value")
 
@@ -24,6 +26,7 @@ async def looked_until(
     """Look every `pause` seconds until it is enough, for `seconds` at most: the last answer, or why there was none."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
+    wait = min(FIRST_SECONDS, pause)
     while True:
         try:
             seen: Value | ApiError = await look()
@@ -31,7 +34,8 @@ async def looked_until(
             seen = error
         if (not isinstance(seen, ApiError) and enough(seen)) or loop.time() >= end:
             return seen
-        await asyncio.sleep(pause)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, pause)
 
 
 async def settled(look: Callable[[], Awaitable[Verdict]], *, seconds: float, pause: float = 1) -> Verdict:

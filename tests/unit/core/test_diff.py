@@ -105,19 +105,19 @@ def test_a_bare_machine_gets_everything_in_order() -> None:
         ("file", "/etc/containerd/config.toml"),
         ("file", "/etc/containerd/certs.d/docker.io/hosts.toml"),
         ("file", "/etc/systemd/system/containerd.service"),
-        ("daemon-reload", "containerd.service"),
         ("enable", "containerd.service"),
+        ("daemon-reload", "containerd.service"),
         ("start", "containerd.service"),
         ("binary", "/opt/k8s/bin/kubelet"),
         ("file", "/etc/kubernetes/kubelet.yaml"),
         ("file", "/etc/systemd/system/kubelet.service"),
-        ("daemon-reload", "kubelet.service"),
         ("enable", "kubelet.service"),
+        ("daemon-reload", "kubelet.service"),
         ("start", "kubelet.service"),
         ("file", "/etc/nginx.conf"),
         ("file", "/etc/systemd/system/nginx.service"),
-        ("daemon-reload", "nginx.service"),
         ("enable", "nginx.service"),
+        ("daemon-reload", "nginx.service"),
         ("start", "nginx.service"),
     ]
 
@@ -500,8 +500,8 @@ def test_leftovers_beside_a_unit_go_when_it_is_healthy() -> None:
     wanted = state(Stage(component="demo", units=(unit,), leftovers=(RULES,)))
     assert [kind for kind, _ in did(wanted, bare(leftovers=frozenset({RULES.name})))] == [
         "file",
-        "daemon-reload",
         "enable",
+        "daemon-reload",
         "start",
         "leftover",
     ]
