@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kubeworker.flow import events
 from kubeworker.flow.apply import ApplyReport, Options, apply
-from kubeworker.flow.events import Event, Transfer
+from kubeworker.flow.events import ActionDone, Event, StageStarted, Transfer
 from kubeworker.flow.plan import Plan, plan
 from kubeworker.flow.session import Request
 
@@ -51,19 +51,34 @@ def _cpu() -> float:
 
 
 @dataclass(kw_only=True)
-class Uploads:
-    """When the first byte of artifacts left and the last one had left, heard from the run's events."""
+class Phases:
+    """How far a first deploy had come when, on the last of its nodes: seconds, heard from the run's events."""
 
     first: float = 0.0
+    """The first byte of artifacts left."""
     last: float = 0.0
+    """The last one had left."""
+    received: float = 0.0
+    """Everything was unpacked, hashed and in the nodes' stores: the first stages begin."""
+    started: float = 0.0
+    """The last unit was started and healthy."""
     began: float = field(default_factory=time.perf_counter)
+    _staged: set[str] = field(default_factory=set)
 
     def hear(self, event: Event) -> None:
         """A run's event."""
-        if isinstance(event, Transfer) and event.node:
-            now = time.perf_counter() - self.began
-            self.first = self.first or now
-            self.last = now
+        now = time.perf_counter() - self.began
+        match event:
+            case Transfer(node=node) if node:
+                self.first = self.first or now
+                self.last = now
+            case StageStarted(node=node) if node not in self._staged:
+                self._staged.add(node)
+                self.received = now
+            case ActionDone(kind="start"):
+                self.started = now
+            case _:
+                pass
 
 
 def apply_once(

@@ -241,8 +241,8 @@ async def test_every_kind_of_damage_shows_and_is_healed(engine: Engine) -> None:
         ("remove", "old"),
         ("reload", "kwtest.service"),
         ("file", "kwtest-dependent.service"),
-        ("daemon-reload", "kwtest-dependent.service"),
         ("enable", "kwtest-dependent.service"),
+        ("daemon-reload", "kwtest-dependent.service"),
         ("start", "kwtest-dependent.service"),
     ]
     await engine.apply(demo())
