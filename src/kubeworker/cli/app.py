@@ -1,5 +1,6 @@
 """The command `kubeworker`. Only what every call needs is imported here: see commands.py and frame.py."""
 
+import gc
 import os
 import sys
 
@@ -23,6 +24,10 @@ def _run(tokens: list[str]) -> int:
     if commands.asks_for_overview(tokens):
         sys.stdout.write(commands.overview())
         return 0
+    # Importing makes many objects and next to no garbage; with the usual threshold of 700 a tenth of it is looking for
+    # some. Pydantic's is for plugins: it would read what every installed distribution says of itself.
+    gc.set_threshold(50_000)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from kubeworker.cli.frame import run
 
     return run(tokens)

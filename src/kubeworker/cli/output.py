@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from kubeworker.errors import FileError, KubeworkerError, reason
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDTH_WITHOUT_TERMINAL = 1000
 """Columns of a table that goes to a file or a pipe: wide enough that no cell is ever wrapped."""
@@ -23,6 +24,8 @@ WIDTH_WITHOUT_TERMINAL = 1000
 
 def console(*, stderr: bool = False) -> Console:
     """A console on one of the two streams; no markup, emoji or highlighting: texts are shown as they are."""
+    from rich.console import Console  # JSON and plain progress do without
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, soft_wrap=False)

@@ -29,7 +29,6 @@ async def plan(
     """
     from kubeworker.cli.output import check_writable, console, print_document, write_file
     from kubeworker.cli.report import reporting
-    from kubeworker.cli.report_plan import print_plan, summary
     from kubeworker.flow.plan import plan as make
 
     if html:
@@ -46,7 +45,10 @@ async def plan(
         write_file(html, plan_page(document, subject=str(on.file), at=datetime.now().astimezone()))
     if json:
         print_document(document)
-    elif not progress.quiet:
+        return made.exit_code
+    from kubeworker.cli.report_plan import print_plan, summary  # with rich, which JSON does without
+
+    if not progress.quiet:
         print_plan(console(), document, full=full)
     elif made.exit_code:
         console().print(summary(document), soft_wrap=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, replace
 from typing import Literal, TypeAlias
 
+from kubeworker.core.frozen import frozen
 from kubeworker.flow.events import (
     ActionDone,
     ActionStarted,
@@ -30,7 +31,7 @@ CLUSTER = "cluster"
 _ENDED = frozenset({"failed", "unreachable", "skipped"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Row:
     """One node's line, one download's (the name is then the artifact's), or that of the cluster's objects."""
 
@@ -85,7 +86,7 @@ class Row:
         return self.status not in {"running", "queued"} and self.state != "waits"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Progress:
     """All rows by name, in the order in which they appeared."""
 
@@ -235,3 +236,14 @@ def duration(seconds: float) -> str:
 def headline(detail: str) -> str:
     """The first line: the journal lines below it are shown with the outcome."""
     return detail.split("\n", maxsplit=1)[0]
+
+
+def left(progress: Progress) -> Iterator[str]:
+    """Where an interrupted run stands: what is done, and what was being done."""
+    if not progress.nodes:
+        return
+    yield f"stopped: {summary(progress)}"
+    for what, names in at_work(progress).items():
+        yield f"  {what}: {listed(names)}"
+    for what, names in waiting(progress).items():
+        yield f"  waited for {what}: {listed(names)}"

@@ -14,16 +14,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, Protocol, Self, TypeAlias, TypeVar
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.text import Text
-
 from kubeworker.cli.lines import is_told, line
-from kubeworker.cli.live import View, drawn
 from kubeworker.cli.output import console
-from kubeworker.cli.progress import Progress, at_work, listed, summary, waiting
-from kubeworker.cli.styles import STYLES
-from kubeworker.flow.events import Event, NodeDone, Transfer, Warning_, as_json
+from kubeworker.cli.progress import Progress, left, listed, summary, waiting
+from kubeworker.flow.events import Event, Transfer, Warning_, as_json
 
 Form: TypeAlias = Literal["auto", "plain", "quiet", "json"]
 """auto: the live view where standard error is a terminal, else plain; quiet: warnings alone; json: for programs."""
@@ -50,13 +44,14 @@ _ScreenT = TypeVar("_ScreenT", bound=Screen)
 @contextmanager
 def reporting(form: Form = "auto") -> Iterator[Screen]:
     """A reporter for the length of one command, chosen by what standard error is."""
-    screen = console(stderr=True)
     if form == "json":
         yield _JsonLines()
     elif form == "quiet":
         yield _Quiet()
-    elif form == "auto" and sys.stderr.isatty() and not screen.is_dumb_terminal:
+    elif form == "auto" and sys.stderr.isatty() and not (screen := console(stderr=True)).is_dumb_terminal:
         # Not rich's is_terminal: FORCE_COLOR, which CI sets, makes that true of a pipe.
+        from kubeworker.cli.table import Table
+
         with _stoppable(Table(screen)) as table, table:
             yield table
     else:
@@ -137,7 +132,7 @@ class _Lines:
         yield
 
     def stopped(self) -> None:
-        for text in _left(self._progress):
+        for text in left(self._progress):
             self._tell(text)
 
     def _beat(self) -> None:
@@ -161,82 +156,6 @@ class _Lines:
             return False
         self._told[key] = now
         return True
-
-
-class Table:
-    """The live view; what is worth keeping (warnings, notes, failures) scrolls by above it."""
-
-    def __init__(self, screen: Console) -> None:
-        self._screen = screen
-        self._progress = Progress()
-        self._began = time.monotonic()
-        self._live = self._new()
-
-    def _new(self) -> Live:
-        """One for each time that it is shown: a stopped Live remembers its height, and started again it would first
-        take away as many lines of what was printed meanwhile.
-        """
-        return Live(
-            get_renderable=self._drawn,
-            console=self._screen,
-            refresh_per_second=8,
-            transient=True,
-            redirect_stdout=False,
-        )
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self._live.stop()
-        try:
-            yield
-        finally:
-            self._progress, self._began = Progress(), time.monotonic()
-            self._live = self._new()
-            self._live.start()
-
-    def stopped(self) -> None:
-        for text in _left(self._progress):
-            self._screen.print(Text(text))
-
-    def __call__(self, event: Event, /) -> None:
-        before = self._progress
-        self._progress = before.after(event, time.monotonic())
-        if self._progress is before:  # not part of any row
-            style = STYLES["pending"] if isinstance(event, Warning_) else "dim"
-        elif isinstance(event, NodeDone) and event.status != "ok":
-            style = STYLES[event.status]
-        else:
-            return
-        self._screen.print(Text(line(event), style=style))
-
-    def _drawn(self) -> RenderableType:
-        size = self._screen.size
-        view = View(
-            width=size.width,
-            height=size.height,
-            now=time.monotonic(),
-            began=self._began,
-            ascii=not self._screen.encoding.startswith("utf"),
-        )
-        return Group(*drawn(self._progress, view))
-
-
-def _left(progress: Progress) -> Iterator[str]:
-    """Where an interrupted run stands: what is done, and what was being done."""
-    if not progress.nodes:
-        return
-    yield f"stopped: {summary(progress)}"
-    for what, names in at_work(progress).items():
-        yield f"  {what}: {listed(names)}"
-    for what, names in waiting(progress).items():
-        yield f"  waited for {what}: {listed(names)}"
 
 
 def _write(text: str) -> None:

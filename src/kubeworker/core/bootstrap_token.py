@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
+
+from kubeworker.core.frozen import frozen
 
 NAMESPACE = "kube-system"
 BOOTSTRAP_USER = "system:bootstrap:"
@@ -32,7 +34,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """32 letters of the 36 that a token may hold: one random byte gives one letter without bias."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class BootstrapToken:
     """A token issued for one node."""
 
@@ -54,7 +56,7 @@ class BootstrapToken:
         return f"bootstrap-token-{self.id}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class TokenPlan:
     """What happens to bootstrap tokens in a run."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 import yaml
 
 from kubeworker.core import bootstrap_token
 from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
@@ -31,7 +32,7 @@ AUTO_APPROVE = "auto-approve-csrs-for-group"
 NODE_CLIENT = "system:certificates.k8s.io:certificatesigningrequests:nodeclient"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class ObjectAction:
     """One change of one Kubernetes object. `recreate` deletes first: a binding's roleRef can't be changed.
 

@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 from cryptography import x509
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER
+from kubeworker.core.frozen import frozen
 from kubeworker.core.spec import ClusterFile
 
 SERVING_SIGNER = "kubernetes.io/kubelet-serving"
@@ -47,7 +48,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class CsrView:
     """A CertificateSigningRequest as the API server holds it."""
 
@@ -97,7 +98,7 @@ class CsrView:
         return names[0].removeprefix(NODE_USER) if len(names) == 1 and names[0].startswith(NODE_USER) else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Inventory:
     """What cluster.yaml says of the nodes: the only source of names and addresses that a certificate may carry."""
 
@@ -107,12 +108,12 @@ class Inventory:
     service_cidr: Network
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Approve:
     """Every rule holds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Pending:
     """It stays pending: the first broken rule, and what was seen."""
 
@@ -248,7 +249,7 @@ def kind(csr: CsrView) -> Kind:
     return "other"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Knowledge:
     """What requests are judged against."""
 

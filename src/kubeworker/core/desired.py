@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from kubeworker.core.applied import inputs_digest
 from kubeworker.core.artifact import Artifact
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
+from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import (
     Blob,
@@ -32,7 +33,7 @@ Registry = Sequence[Component[Any]]
 """`kubeworker.components.discover()`: components in the order in which their stages are carried out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Inputs:
     """What one node's desired state is computed from, beside what is seen of the live cluster."""
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import tomli_w
 
 from kubeworker.core.artifact import Architecture
+from kubeworker.core.frozen import frozen
 from kubeworker.errors import ArtifactChanged, LockfileError
 
 NAME = "kubeworker.lock"
@@ -37,7 +38,7 @@ class Key:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Entry:
     """What it is pinned to."""
 
@@ -52,7 +53,7 @@ class Entry:
     """Builds from a source tarball: its sha256. (A Go build's sources are pinned by go.sum.)"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Lock:
     """The whole file."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from kubeworker.core.frozen import frozen
 from kubeworker.core.observed import NodeAddress, Observed
 from kubeworker.core.preflight_row import Checker, Row
 
@@ -18,7 +19,7 @@ ENOUGH = 3
 """With fewer clocks than this a median tells nobody from the others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Fleet:
     """Who has what, over all nodes that were looked at: made once, asked for each node."""
 

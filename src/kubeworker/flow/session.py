@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
+from kubeworker.core.frozen import frozen
 from kubeworker.core.handed import Handed
 from kubeworker.core.model import Blob
 from kubeworker.core.nearest import meant
@@ -39,7 +40,7 @@ from kubeworker.io.node import Node
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Request:
     """What the operator asked for, whatever the verb."""
 
@@ -71,7 +72,7 @@ def request(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Session:
     """Everything that a run works with. Nodes that can't be reached are outcomes, not errors."""
 

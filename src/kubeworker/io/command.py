@@ -7,11 +7,13 @@ import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from kubeworker.core.frozen import frozen
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@frozen
 class Finished:
     """How a program ended."""
 
@@ -47,7 +49,7 @@ async def run(
     return Finished(status=process.returncode or 0, output=output.decode("utf-8", "replace"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Filtered:
     """What a program made of its input."""
 

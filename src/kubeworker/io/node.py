@@ -14,13 +14,14 @@ import random
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import asyncssh
 
 from kubeworker.core import limit
+from kubeworker.core.frozen import frozen
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import CredentialsError, NodeError, NodeUnreachable
 from kubeworker.io import known_hosts
@@ -45,7 +46,7 @@ _KEY_EXCHANGES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Result:
     """What a script on a node left: its output, and its exit status."""
 
@@ -248,7 +249,7 @@ async def _collect(reader: asyncssh.SSHReader[bytes], on_line: Callable[[str], N
 # Logging in
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class _Way:
     """How one machine (a node, or a jump host on the way to it) is reached."""
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from kubeworker.cli.report import Table
+from kubeworker.cli.table import Table
 from kubeworker.flow.events import NodeStarted
 
 UP = "\x1b[1A"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from kubeworker.core.frozen import frozen
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+$\[\]-]+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class Block:
     """`name arguments { body }`"""
 
@@ -53,7 +54,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {'"': '"', "'": "'", "\\": "\\", "t": "\t", "r": "\r", "n": "\n"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen
 class _Token:
     text: str
     punctuation: bool
