@@ -129,6 +129,8 @@ while [ $n -lt $count ]; do
   eval "state_$n=\\$state since_$n=${{now%???}}"
 done
 rm -f "$run/status"
+# The first answers are shown as they come: whoever has started this waits for them.
+pause=0
 due=0 changed=0 shown='' silent=no state='' good=0 bad=0
 
 ask() {{ # ask N ADDRESS: curl's exit status and the answer's HTTP status, to .answer.N
@@ -176,8 +178,9 @@ round() {{ # ask all at once, and count
     : > "$run/.answer.$n"
     eval "ask $n \\"\\$address_$n\\"" &
   done
-  sleep {seconds} &
+  sleep "$pause" &
   wait
+  pause={seconds}
   clock
   n=0 answering=0
   while [ $n -lt $count ]; do
