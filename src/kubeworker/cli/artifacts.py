@@ -89,6 +89,7 @@ async def bundle(
         only: Only these artifacts, by name, and no images.
         arch: The nodes' architecture; default: this machine's.
     """
+    from kubeworker.cli.output import check_writable
     from kubeworker.cli.progress import size
     from kubeworker.cli.report import reporting
     from kubeworker.components import discover
@@ -98,6 +99,7 @@ async def bundle(
     from kubeworker.io.blob_store import BlobStore
 
     cluster, artifacts = _artifacts(file, only)
+    check_writable(out)
     store = BlobStore.default()
     with reporting(progress.form) as report:
         blobs = await resolve(file, cluster, artifacts, architecture=arch, report=report, store=store)

@@ -37,6 +37,7 @@ async def render(
     """
     import sys
 
+    from kubeworker.cli.output import check_writable
     from kubeworker.errors import UsageError
     from kubeworker.flow import job
     from kubeworker.io.whole_file import write_atomically
@@ -44,6 +45,8 @@ async def render(
     if out is None and sys.stdout.isatty():
         hint = "pipe it: kubeworker job ... | kubectl apply --server-side -f -; or name a file: --out FILE"
         raise UsageError("it holds secrets, which do not belong on a terminal", subject="kubeworker job", hint=hint)
+    if out:
+        check_writable(out)
     text = await job.render(file, image=image, shards=shards)
     if out is None:
         sys.stdout.write(text)

@@ -88,10 +88,12 @@ def image(out: Path, /, *, progress: ProgressOptions = PROGRESS) -> None:
     Args:
         out: The archive's path: for components.containerd.preload_images, or `ctr -n k8s.io images import`.
     """
+    from kubeworker.cli.output import check_writable
     from kubeworker.cli.report import reporting
     from kubeworker.lab import approver_image, host
 
     host.require_root()
+    check_writable(out)
     with reporting(progress.form) as report:
         approver_image.write(out, report)
 

@@ -35,6 +35,10 @@ def _print_node(screen: Console, node: NodeReport, *, passed: bool) -> None:
     if not shown:
         return
     screen.print(Text(node.name, style="bold"))
+    if node.unreachable and not passed:
+        # Each check says so, for programs; a person reads it once.
+        screen.print(Text.assemble("  ", (shown[0].detail, STYLES["unreachable"])), soft_wrap=True)
+        return
     for verdict in shown:
         first, *rest = verdict.detail.splitlines() or [""]
         status = (verdict.status, STYLES[verdict.status])

@@ -21,7 +21,7 @@ _MEANT = re.compile(r"\s*Did you mean \"?(?P<name>[^\"?]+)\"?\?")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "Path": "a path"}
 _NOT_A = re.compile(r"Invalid value for (?P<option>\S+): unable to convert \"(?P<value>.*)\" into (?P<kind>\w+)\.$")
 _BOUND = re.compile(r"Invalid value \"(?P<value>.*)\" for (?P<option>[^.]+)\. Must be (?P<bound>.+)\.$")
-_NONE_OF = re.compile(r"Invalid value \"(?P<value>[^\"]*)\" for (?P<option>\S+)")
+_NONE_OF = re.compile(r"Invalid value \"(?P<value>[^\"]*)\" for (?P<option>[^\s.]+)\.?")
 _CHOICE = re.compile(r"\s*Choose from: (?P<names>.+?)\.$")
 
 
@@ -30,6 +30,9 @@ def usage_error(app: App, tokens: Sequence[str], error: CycloptsError) -> UsageE
     words = [token for token in tokens if not token.startswith("-")]
     chain = list(_known(app, words))
     name = " ".join(("kubeworker", *chain))
+    if chain and tokens[0].startswith("-"):
+        hint = f"{name} {tokens[0]}"
+        return UsageError(f"{tokens[0]} stands before the command", subject="kubeworker", hint=hint)
     if isinstance(error, UnknownCommandError) and len(words) > len(chain):
         hint = meant(words[len(chain)], _commands(_below(app, chain)), prefix=f"{name} ")
         return UsageError(f"there is no command {words[len(chain)]!r}", subject=name, hint=hint)

@@ -14,7 +14,7 @@ from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.formats import yaml
 from kubeworker.core.model import Blob, File, NodeState
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import FileError
+from kubeworker.errors import FileError, reason
 from kubeworker.flow import charts
 from kubeworker.flow.events import Reporter
 from kubeworker.io import local_files
@@ -36,7 +36,11 @@ def render(cluster: ClusterFile, registry: Registry, out_dir: Path) -> tuple[Pat
     other directory with something in it is refused with InputError.
     """
     desired.validate_components(cluster, registry)
-    _prepare(out_dir)
+    try:
+        _prepare(out_dir)
+    except OSError as error:
+        text = f"can't be written: {reason(error)}"
+        raise FileError(text, subject=str(out_dir), hint="name a directory that you can make or write to") from error
     inputs = _offline(cluster, registry)
     written = []
     for node in cluster.nodes:

@@ -611,6 +611,8 @@ def _read_kubeconfig(path: Path) -> SingleConfig:
         # As KubeConfig.from_file does it, but for the loader: in Python alone the keys in it take as long as ten nodes.
         loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         document = yaml.load(where.read_text(), Loader=loader)  # noqa: S506 (both are safe loaders)
+        if not isinstance(document, dict):
+            raise CredentialsError("this is no kubeconfig: it holds no map of fields", subject=str(where), hint=hint)
         config = KubeConfig.from_dict(document, fname=where).get()
     except (ConfigError, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
@@ -726,6 +728,11 @@ def _refused(kubeconfig: Path, server: str, status: int) -> CredentialsError:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {CONNECT_SECONDS:.0f} s"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return "refuses connections"
+        cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__
 
 

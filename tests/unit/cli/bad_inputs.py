@@ -74,6 +74,12 @@ COMMAND_LINES = (
     "csr approve --watch --json",
     "csr approve --health-port 80",
     "csr service --kind deployment",
+    "--plain plan",
+    "lab up --cni calico",
+    "lab up --workers -3",
+    "render --out /proc/x",
+    "artifacts bundle /nowhere/x.tgz",
+    "job --image x --shards 2 --out /nowhere/x",
 )
 
 CLUSTER_FILES = {
