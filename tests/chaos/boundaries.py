@@ -175,14 +175,14 @@ def _stale(arrivals: Iterable[Arrival], started: dict[str, float]) -> Iterator[s
 
 def _started(subject: Subject) -> dict[str, float]:
     """CLOCK_MONOTONIC, seconds, of each service's main process; none runs: infinitely long ago."""
+    asked = "Id,ActiveState,ExecMainStartTimestampMonotonic"
+    units = " ".join(f"{unit}.service" for unit in INPUTS)
     found: dict[str, float] = {}
-    for unit in INPUTS:
-        text = sh(
-            subject.lab, subject.node, f"systemctl show -p ActiveState,ExecMainStartTimestampMonotonic {unit}.service"
-        )
-        shown = dict(line.split("=", 1) for line in text.splitlines())
+    for block in sh(subject.lab, subject.node, f"systemctl show -p {asked} {units}").split("\n\n"):
+        shown = dict(line.split("=", 1) for line in block.splitlines())
         up = shown["ActiveState"] == "active"
-        found[unit] = int(shown["ExecMainStartTimestampMonotonic"]) / 1e6 if up else float("-inf")
+        started = int(shown["ExecMainStartTimestampMonotonic"]) / 1e6
+        found[shown["Id"].removesuffix(".service")] = started if up else float("-inf")
     return found
 
 

@@ -196,6 +196,8 @@ def run(operator: Operator, fault: Fault | None, alone: float | None) -> Row:
     again = operator.run("apply", "--yes", "--node", GOOD, "--node", BAD)
     next_run = time.monotonic() - begun_again
     faults = []
+    if fault is None and bad["status"] != "ok":
+        faults.append("expected ok: is this host able to carry the lab?")
     if fault is not None:
         if bad["status"] != fault.status or fault.says not in error["message"]:
             faults.append(f"expected {fault.status}: {fault.says!r}")
