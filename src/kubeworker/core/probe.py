@@ -185,8 +185,7 @@ field hostname "$hostname"
 machine_id=
 [ ! -r /etc/machine-id ] || read -r machine_id < /etc/machine-id || :
 field machine-id "$machine_id"
-if [ -r /proc/sys/kernel/arch ]; then read -r value < /proc/sys/kernel/arch; else value=$(uname -m); fi
-field machine "$value"
+field machine "$(uname -m)"
 read -r kernel < /proc/sys/kernel/osrelease
 field kernel "$kernel"
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then field cgroup 2; else field cgroup 1; fi
