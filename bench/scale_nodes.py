@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import sim_nodes, sim_site
 from bench.result import Part, Row, circumstances, ratio
 from bench.sim_site import PORT, Api, Site
-from bench.tool import COMMAND, BenchFailed, Timed, converged, timed
+from bench.tool import COMMAND, BenchFailed, Timed, compile_bytecode, converged, timed
 
 WORK = Path("build/bench/simulation")
 SIZES = (50, 100, 250, 500, 1000)
@@ -147,6 +147,7 @@ def _small(site: Site) -> Iterator[Row]:
 
 def _one(site: Site) -> Iterator[Row]:
     """`plan` on one node beside a script that imports the same two libraries and makes one connection."""
+    compile_bytecode()
     path = site.write_cluster(1)
     tool: list[Cost] = []
     script: list[Cost] = []

@@ -8,7 +8,7 @@ import sys
 import time
 
 from bench.result import Part, Row, circumstances, ratio
-from bench.tool import COMMAND
+from bench.tool import COMMAND, compile_bytecode
 
 REPEAT = 40
 LIMIT = 2.0
@@ -16,6 +16,7 @@ LIMIT = 2.0
 
 def main() -> Part:
     """The part of `make bench`."""
+    compile_bytecode()
     commands = {
         "kubeworker --help": [str(COMMAND), "--help"],
         "kubeworker plan --help": [str(COMMAND), "plan", "--help"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import contextlib
 import os
 import resource
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import kubeworker
 from kubeworker.flow import events
 from kubeworker.flow.apply import ApplyReport, Options, apply
 from kubeworker.flow.events import ActionDone, Event, StageStarted, Transfer
@@ -36,6 +38,11 @@ class Timed:
     seconds: float
     cpu: float
     """Processor seconds, children that ended included."""
+
+
+def compile_bytecode() -> None:
+    """As pip leaves an installed package: where PYTHONDONTWRITEBYTECODE is set, each start would compile the source."""
+    compileall.compile_dir(str(Path(kubeworker.__file__).parent), quiet=1)
 
 
 def timed(work: Callable[[], object]) -> Timed:
