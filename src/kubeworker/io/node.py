@@ -332,7 +332,7 @@ def _jump_way(way: _Way, jump: str) -> _Way:
 def _options(way: _Way) -> tuple[dict[str, Any], asyncssh.SSHClientConnectionOptions | None]:
     """What asyncssh is given, and what it makes of that and the configuration file; None: there is nothing to ask it.
 
-    It works that out for itself once more, and each time takes as long as the key exchange.
+    It works that out for itself once more.
     """
     config = Path(way.ssh.config).expanduser()
     given: dict[str, Any] = {
@@ -454,9 +454,10 @@ def _unreachable(way: _Way, user: str, keys: _KnownHosts, error: Exception) -> N
             hint = "is the machine up, and the address right? A firewall may drop packets to this port."
         case ConnectionRefusedError():
             message, hint = f"{way.place} refuses connections", "is sshd running, and on this port?"
-        case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH):
+        case OSError(errno=errno.EHOSTUNREACH | errno.ENETUNREACH as number):
+            # Not strerror: asyncio puts its own "Connect call failed" there.
             message, hint = (
-                f"there is no way to {way.place}: {error.strerror}",
+                f"there is no way to {way.place}: {os.strerror(number).lower()}",
                 "is the machine up, and the route there?",
             )
         case socket.gaierror():
