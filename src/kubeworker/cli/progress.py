@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from kubeworker.core.frozen import frozen
 from kubeworker.flow.events import (
     ActionDone,
     ActionStarted,
@@ -31,7 +30,7 @@ CLUSTER = "cluster"
 _ENDED = frozenset({"failed", "unreachable", "skipped"})
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One node's line, one download's (the name is then the artifact's), or that of the cluster's objects."""
 
@@ -86,7 +85,7 @@ class Row:
         return self.status not in {"running", "queued"} and self.state != "waits"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """All rows by name, in the order in which they appeared."""
 

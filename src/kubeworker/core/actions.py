@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
-from kubeworker.core.frozen import frozen
 from kubeworker.core.model import (
     AbsentUnit,
     Binary,
@@ -26,7 +25,7 @@ from kubeworker.core.model import (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstallPackages:
     """Debian packages whose commands are missing."""
 
@@ -34,7 +33,7 @@ class InstallPackages:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwapOff:
     """Swap is turned off now and kept off: fstab lines commented out, swap units masked."""
 
@@ -42,13 +41,13 @@ class SwapOff:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModule:
     name: str
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetSysctl:
     key: str
     value: str
@@ -56,13 +55,13 @@ class SetSysctl:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDirectory:
     directory: Directory
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PutBinary:
     binary: Binary
     was: str
@@ -70,7 +69,7 @@ class PutBinary:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PutFile:
     file: File
     was: str
@@ -80,13 +79,13 @@ class PutFile:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PutLink:
     link: Link
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetMode:
     """Content is right; mode or owner is not."""
 
@@ -97,7 +96,7 @@ class SetMode:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemovePath:
     path: str
     reason: str
@@ -105,19 +104,19 @@ class RemovePath:
     """Its folder goes with it where nothing else is in it."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonReload:
     units: tuple[str, ...]
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnableUnit:
     unit: Unit
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartUnit:
     unit: Unit
     record: str
@@ -125,7 +124,7 @@ class StartUnit:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartUnit:
     unit: Unit
     record: str
@@ -134,14 +133,14 @@ class RestartUnit:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadUnit:
     unit: Unit
     record: str
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopUnit:
     """Stopped and disabled, to be gone."""
 
@@ -149,13 +148,13 @@ class StopUnit:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveLeftover:
     leftover: Leftover
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImportImage:
     image: Image
     reason: str
@@ -184,7 +183,7 @@ Action: TypeAlias = (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
     """What one component's stage changes on one node, in the order in which it is carried out."""
 

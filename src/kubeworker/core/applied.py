@@ -17,10 +17,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from kubeworker.core.frozen import frozen
 from kubeworker.core.model import Binary, Directory, File, KubeconfigTarget, Link, Origin, Stage
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
@@ -32,7 +31,7 @@ Key: TypeAlias = tuple[str, str]
 Thing: TypeAlias = Directory | Binary | File | Link
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """One thing that a stage asks for."""
 
@@ -43,7 +42,7 @@ class Item:
     """What is not: a binary's version."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """One stage's record, as it was found on the node."""
 

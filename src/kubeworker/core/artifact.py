@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
-
-from kubeworker.core.frozen import frozen
 
 Architecture: TypeAlias = Literal["amd64", "arm64"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """A file that the publisher offers. `{arch}` stands for the architecture in Go's spelling."""
 
@@ -21,7 +20,7 @@ class Release:
     """The publisher's sha256: a bare digest or a `sha256sum` list that names the file. Empty: none is published."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceEdit:
     """Text to replace in a copy of a Go package's source before a build; the text must be there exactly once."""
 
@@ -31,7 +30,7 @@ class SourceEdit:
     new: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoBuild:
     """A Go command built with the go.mod and go.sum in recipes/go/<module>."""
 
@@ -44,7 +43,7 @@ class GoBuild:
     """Not empty: the command is not what its project's source makes."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleFolder:
     """A folder of a Go module as a .tgz: a Helm chart that lies in its project's source.
 
@@ -57,7 +56,7 @@ class ModuleFolder:
     top directory."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigureBuild:
     """nginx from its source tarball: configure with these flags, make, take `binary`."""
 
@@ -75,7 +74,7 @@ Form: TypeAlias = Literal["program", "chart"]
 """A Linux program, or a Helm chart as a .tgz."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """One binary that nodes (or the lab's control plane) run, or a file that the control host works with."""
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
-
-from kubeworker.core.frozen import frozen
 
 NAMESPACE = "kube-system"
 BOOTSTRAP_USER = "system:bootstrap:"
@@ -34,7 +32,7 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 """32 letters of the 36 that a token may hold: one random byte gives one letter without bias."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BootstrapToken:
     """A token issued for one node."""
 
@@ -56,7 +54,7 @@ class BootstrapToken:
         return f"bootstrap-token-{self.id}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPlan:
     """What happens to bootstrap tokens in a run."""
 

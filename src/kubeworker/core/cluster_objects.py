@@ -9,14 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import yaml
 
 from kubeworker.core import bootstrap_token
 from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile, NodeSpec
 
@@ -32,7 +31,7 @@ AUTO_APPROVE = "auto-approve-csrs-for-group"
 NODE_CLIENT = "system:certificates.k8s.io:certificatesigningrequests:nodeclient"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectAction:
     """One change of one Kubernetes object. `recreate` deletes first: a binding's roleRef can't be changed.
 

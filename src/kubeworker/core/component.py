@@ -7,13 +7,12 @@ A component module defines its pydantic `Config`, pure functions, and one value 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from kubeworker.core.artifact import Artifact
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Binary, Blob, Check, Requirement, Stage
 from kubeworker.core.spec import API_PROXY, ClusterFile, NodeSpec
@@ -28,7 +27,7 @@ class ComponentConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=ComponentConfig)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Keys and certificates that files on nodes are made of; all PEM. `repr` never shows them."""
 
@@ -39,7 +38,7 @@ class Credentials:
     """This node's `<id>.<secret>`; used only while the node has not joined."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """Another node, as far as routes to its pods are concerned."""
 
@@ -48,7 +47,7 @@ class Peer:
     pod_cidr: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What the desired state needs to know of the live cluster; unknown facts have their empty value.
 
@@ -73,7 +72,7 @@ class Facts:
     """The resolv.conf that pods should use: systemd-resolved's stub would loop (127.0.0.53)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
     """An OCI image archive on the control host, as its index describes it."""
 
@@ -82,7 +81,7 @@ class Archive:
     blob: Blob
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context(Generic[ConfigT]):
     """All that a component may look at to say what it wants on one node."""
 
@@ -103,7 +102,7 @@ class Context(Generic[ConfigT]):
     """What the node's other components require; only a component that `gathers` is told."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """A certificate that a component needs in the cluster (not on nodes)."""
 
@@ -113,7 +112,7 @@ class Certificate:
     dns_names: tuple[str, ...]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
     """A certificate and its key, PEM."""
 
@@ -121,7 +120,7 @@ class KeyPair:
     key: bytes = field(repr=False)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
     """A Helm chart with its values: rendered on the control host, applied by this tool."""
 
@@ -146,7 +145,7 @@ class Chart:
         return f"kubeworker-{self.component}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Component(Generic[ConfigT]):
     """A thing that runs on a worker node, as values and pure functions."""
 

@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from cryptography import x509
@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER
-from kubeworker.core.frozen import frozen
 from kubeworker.core.spec import ClusterFile
 
 SERVING_SIGNER = "kubernetes.io/kubelet-serving"
@@ -48,7 +47,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CsrView:
     """A CertificateSigningRequest as the API server holds it."""
 
@@ -98,7 +97,7 @@ class CsrView:
         return names[0].removeprefix(NODE_USER) if len(names) == 1 and names[0].startswith(NODE_USER) else ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """What cluster.yaml says of the nodes: the only source of names and addresses that a certificate may carry."""
 
@@ -108,12 +107,12 @@ class Inventory:
     service_cidr: Network
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Approve:
     """Every rule holds."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
     """It stays pending: the first broken rule, and what was seen."""
 
@@ -249,7 +248,7 @@ def kind(csr: CsrView) -> Kind:
     return "other"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Knowledge:
     """What requests are judged against."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from kubeworker.core.applied import inputs_digest
 from kubeworker.core.artifact import Artifact
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import (
     Blob,
@@ -33,7 +32,7 @@ Registry = Sequence[Component[Any]]
 """`kubeworker.components.discover()`: components in the order in which their stages are carried out."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """What one node's desired state is computed from, beside what is seen of the live cluster."""
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
-
-from kubeworker.core.frozen import frozen
 
 Read: TypeAlias = Callable[[int, int], bytes]
 """(offset, length) -> bytes of the file; fewer at its end."""
@@ -17,7 +16,7 @@ _MACHINES = {0x03: "386", 0x28: "arm", 0x3E: "amd64", 0xB7: "arm64", 0xF3: "risc
 """e_machine in Go's spelling of architectures."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Elf:
     """What the headers of a 64-bit little-endian ELF file say."""
 
@@ -58,7 +57,7 @@ def library(name: str) -> str:
     return name.partition(".so")[0]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Segment:
     kind: int
     offset: int

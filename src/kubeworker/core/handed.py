@@ -9,20 +9,19 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.component import Archive
-from kubeworker.core.frozen import frozen
 from kubeworker.core.model import Blob
 from kubeworker.errors import CredentialsError
 
 NAME = "handed-over.json"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Handed:
     """The document as a value."""
 

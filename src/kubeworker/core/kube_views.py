@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
-
-from kubeworker.core.frozen import frozen
 
 Document: TypeAlias = Mapping[str, Any]
 """A Kubernetes object as the API's JSON has it."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """A Node."""
 
@@ -49,7 +47,7 @@ class NodeStatus:
         return next((address for kind, address in self.addresses if kind == "InternalIP"), "")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatus:
     """A Lease: who holds it and when it was last renewed (by the holder's clock)."""
 
@@ -60,7 +58,7 @@ class LeaseStatus:
     resource_version: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodStatus:
     """A Pod."""
 
@@ -75,7 +73,7 @@ class PodStatus:
     """Why its containers wait, or its last container's end: `ErrImagePull: ...`; empty where all is well."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """A Service."""
 
@@ -85,7 +83,7 @@ class ServiceStatus:
     ports: tuple[int, ...]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointsStatus:
     """One EndpointSlice: the ready addresses behind a Service and their ports."""
 

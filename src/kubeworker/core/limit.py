@@ -6,9 +6,7 @@ doubles with every round; after a loss half of it, and from there one more for e
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from kubeworker.core.frozen import frozen
+from dataclasses import dataclass, replace
 
 TRIES = 5
 """How often a login that the other end drops is tried while no other login succeeds."""
@@ -17,7 +15,7 @@ LONGEST_WAIT = 2.0
 """Seconds between two tries, at most."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """The limit at one moment."""
 

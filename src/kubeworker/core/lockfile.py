@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias
 import tomli_w
 
 from kubeworker.core.artifact import Architecture
-from kubeworker.core.frozen import frozen
 from kubeworker.errors import ArtifactChanged, LockfileError
 
 NAME = "kubeworker.lock"
@@ -38,7 +37,7 @@ class Key:
     kind: Kind
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What it is pinned to."""
 
@@ -53,7 +52,7 @@ class Entry:
     """Builds from a source tarball: its sha256. (A Go build's sources are pinned by go.sum.)"""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
     """The whole file."""
 

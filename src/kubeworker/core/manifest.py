@@ -20,7 +20,6 @@ import yaml as pyyaml
 
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.formats import yaml
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document
 from kubeworker.errors import ChartError
 
@@ -62,7 +61,7 @@ class Ref:
         return f"{self.api_version} {self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conflict:
     """A field that somebody else has set to another value."""
 
@@ -72,7 +71,7 @@ class Conflict:
     """.spec.template.spec.nodeSelector"""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What the API says of one desired object."""
 
@@ -84,7 +83,7 @@ class Found:
     """Why it can't be changed in place; it is deleted and made anew."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stale:
     """An object of the inventory that is no longer desired."""
 
@@ -94,7 +93,7 @@ class Stale:
     """Of a CustomResourceDefinition: how many objects of its kind there are."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """What has to be done to the cluster's objects."""
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from kubeworker.core.frozen import frozen
 
-
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
     """An artifact's bytes, known by hash: they lie in the control host's store and are sent only where missing."""
 
@@ -31,7 +29,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Directory:
     """A directory that must exist with this mode and owner; what is in it is not looked at."""
 
@@ -40,7 +38,7 @@ class Directory:
     owner: str = "root:root"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """A small text file: compared by hash, shown as a diff in the plan, replaced by atomic rename."""
 
@@ -57,7 +55,7 @@ class File:
         return _sha256(self.content)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
     """An executable at its visible path: a copy (reflink where possible) or hard link of a store blob, no symlink."""
 
@@ -69,7 +67,7 @@ class Binary:
     owner: str = "root:root"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Absent:
     """A file that must not exist, with the reason that the plan shows."""
 
@@ -77,7 +75,7 @@ class Absent:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Marked:
     """Files that the tool writes under names it can't know later: their first line tells that they are its own.
 
@@ -91,7 +89,7 @@ class Marked:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Private:
     """Files that the component writes itself and that hold keys: root's alone, whoever has opened them to others."""
 
@@ -99,7 +97,7 @@ class Private:
     """Of their paths, as sh expands it: /etc/kubernetes/cert/kubelet-client-*.pem"""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferred:
     """A file that will be desired later, in this same run, once a fact is known (a node's podCIDR, say).
 
@@ -110,14 +108,14 @@ class Deferred:
     reason: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
     """A kernel module that must be loaded or built in; persisted in modules-load.d by the owning component's File."""
 
     name: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctl:
     """A kernel setting's value, dotted name as in sysctl.d(5)."""
 
@@ -125,7 +123,7 @@ class Sysctl:
     value: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """A container image that must be in containerd's `k8s.io` namespace, imported from an OCI archive."""
 
@@ -138,7 +136,7 @@ class Image:
     """What containerd's root lies below, and where the image takes room when it is unpacked; one of RequireDisk's."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """A symbolic link (never used for binaries)."""
 
@@ -146,7 +144,7 @@ class Link:
     target: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KubeconfigTarget:
     """A kubeconfig that the component itself writes when it joins (kubelet.kubeconfig). From then on it must exist with
     this server and CA; anything else in it is the component's own business.
@@ -161,7 +159,7 @@ class KubeconfigTarget:
     Empty until the component has written it once."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsEndpoint:
     """An address on the node that must show a certificate of the cluster's CA, valid for the address's own host.
 
@@ -174,7 +172,7 @@ class TlsEndpoint:
     hint: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigCheck:
     """The component's own checker, run on the node over candidate files before any of them goes live.
 
@@ -193,7 +191,7 @@ class ConfigCheck:
     hint: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
     """What must hold after a (re)start or reload before a unit counts as healthy; polled until `timeout`."""
 
@@ -209,7 +207,7 @@ class Gate:
     """Seconds."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A systemd unit that the tool owns, enabled and active; its file is /etc/systemd/system/<name>."""
 
@@ -242,7 +240,7 @@ class Unit:
         return File(path=self.path, content=self.content.encode())
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
     """Traces that something left in the node's kernel and that nobody takes away (kube-proxy's rules of another mode).
 
@@ -266,7 +264,7 @@ class Leftover:
     """How long each of them may take."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AbsentUnit:
     """A systemd unit that must not be there, nor what only it needs: stopped and disabled, leftovers and files removed.
 
@@ -295,7 +293,7 @@ class AbsentUnit:
 # Requirements: what preflight asks of a node before anything is changed. A broken one names a fix.
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireCommand:
     """A command that must be on the node's PATH (sbin included)."""
 
@@ -304,7 +302,7 @@ class RequireCommand:
     """Debian package that has it, for the fix line."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequirePort:
     """A port that must be free, or held by the unit that is to hold it."""
 
@@ -316,7 +314,7 @@ class RequirePort:
     """What holds it where that is no unit but a pod's process, as ss(8) names it. A UDP port may be the kernel's."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireDisk:
     """Free space below a path, in bytes, beyond what is already installed."""
 
@@ -324,7 +322,7 @@ class RequireDisk:
     free: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireModule:
     """A kernel feature: loaded, built in, or loadable."""
 
@@ -332,7 +330,7 @@ class RequireModule:
     why: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireSysctl:
     """A kernel setting that must have this value (the component does not set it)."""
 
@@ -341,33 +339,33 @@ class RequireSysctl:
     fix: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireSwapOff:
     """No active swap (kubelet's failSwapOn)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireProxyMode:
     """The kernel can do this kube-proxy mode (ipvs, nftables, iptables)."""
 
     mode: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireMasquerade:
     """The kernel can hide source addresses behind the node's, with nf_tables or else with iptables."""
 
     family: Literal["ip", "ip6"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireClock:
     """The node's clock is within this many seconds of the control host's."""
 
     skew: float
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireCgroup:
     """The node's cgroup version is one that the Kubernetes version accepts (KEP-5573: v1 refused from 1.35)."""
 
@@ -375,7 +373,7 @@ class RequireCgroup:
     why: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireKernel:
     """The kernel is of this version or later."""
 
@@ -388,7 +386,7 @@ class RequireKernel:
     """What needs it does not start without; else that is a warning: distributions bring features to older kernels."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireMachine:
     """Memory and processors, of the machine. Too few are warned of: kubelet starts all the same."""
 
@@ -397,7 +395,7 @@ class RequireMachine:
     cpus: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireReserved:
     """The machine has what is kept from pods: kubelet does not start where that is more than there is."""
 
@@ -408,7 +406,7 @@ class RequireReserved:
     cpus: Fraction
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireCgroupDriver:
     """Who makes cgroups does so with this driver: all on a node must agree, or pods are killed at random."""
 
@@ -418,14 +416,14 @@ class RequireCgroupDriver:
     """systemd or cgroupfs."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequireResolvConf:
     """No name server in the file that pods' resolv.conf is made of is on loopback: in a pod that is the pod itself."""
 
     path: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequirePodAddresses:
     """The node's pod network has an address for as many pods as it takes."""
 
@@ -434,7 +432,7 @@ class RequirePodAddresses:
     """Empty: not known before it has joined."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarnOfTraces:
     """Something that is looked for on the node and named in the plan, no more: what another network plugin left."""
 
@@ -447,7 +445,7 @@ class WarnOfTraces:
     fix: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeToNode:
     """A port of the node that the other nodes must reach, from wherever in the cluster its callers run."""
 
@@ -459,7 +457,7 @@ class NodeToNode:
     """What holds the port once the component runs, as ss(8) names it; empty: the kernel."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PathMtu:
     """IP packets that the node sends to the others arrive in one piece up to this size."""
 
@@ -472,7 +470,7 @@ class PathMtu:
     """The field of cluster.yaml that says how large."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SameSegment:
     """No router stands between the nodes: each is the next hop to its own pods."""
 
@@ -507,7 +505,7 @@ Requirement: TypeAlias = (
 # Checks: what `verify` proves on the live node. The id is stable; scripts and dashboards name it.
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitActive:
     """The unit is active, enabled, and runs the inputs that the tool last started it with."""
 
@@ -515,7 +513,7 @@ class UnitActive:
     unit: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listening:
     """The port listens on exactly these addresses ("*" for the wildcard) and on no other."""
 
@@ -524,7 +522,7 @@ class Listening:
     addresses: tuple[str, ...]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortClosed:
     """Nothing listens on the port on any address."""
 
@@ -532,7 +530,7 @@ class PortClosed:
     port: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileMode:
     """The file exists, with this owner and exactly this mode."""
 
@@ -542,7 +540,7 @@ class FileMode:
     owner: str = "root:root"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """A client certificate on the node: signed by the cluster's CA, this user's, and good for `days` more days."""
 
@@ -556,7 +554,7 @@ class Certificate:
     """kubelet renews it by itself (core/expiry.py): it must not be late with that."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCommand:
     """A command on the node exits 0 and its output holds `contains`."""
 
@@ -568,7 +566,7 @@ class NodeCommand:
 Caller: TypeAlias = Literal["anonymous", "admin", "token", "token-without-rights"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Http:
     """An HTTP(S) request to an address of the node, made through the node's SSH connection."""
 
@@ -581,7 +579,7 @@ class Http:
     contains: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyReaches:
     """Through the node, this apiserver answers /readyz (401 and 403 count as alive)."""
 
@@ -589,7 +587,7 @@ class ProxyReaches:
     apiserver: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingCertificate:
     """What this port of the node shows over TLS is the certificate that the cluster issued for it last."""
 
@@ -597,7 +595,7 @@ class ServingCertificate:
     port: int
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualServers:
     """kube-proxy's virtual servers (mode ipvs) are those that the API's Services and EndpointSlices ask for here."""
 
@@ -609,7 +607,7 @@ class VirtualServers:
     """CIDR blocks of virtual servers that are somebody else's (ipvs.excludeCIDRs)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorPull:
     """The node can download an image from the hosts that are meant to serve it. Made by `verify --deep` only."""
 
@@ -628,7 +626,7 @@ class MirrorPull:
     """The mirror finds the digest of a tag; else it is asked by a digest that the others give."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReady:
     """The network plugin's agent on the node: its DaemonSet's pod is there, Ready, and of the present configuration."""
 
@@ -637,7 +635,7 @@ class AgentReady:
     daemon_set: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentCommand:
     """A command in the agent's pod on the node exits 0 and its output holds `contains`."""
 
@@ -649,7 +647,7 @@ class AgentCommand:
     contains: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentKnowsPods:
     """Every running pod of the node that has a network of its own is one that the agent made it for."""
 
@@ -664,7 +662,7 @@ class AgentKnowsPods:
 Route: TypeAlias = Literal["pod-to-pod", "pod-to-service", "node-to-service", "policy"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """Real packets between pods that verify makes for it: from this node to a pod on another, to a Service, and through
     a policy that lets one pod in and another not.
@@ -674,7 +672,7 @@ class Traffic:
     route: Route
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCheck:
     """A check that the Kubernetes API takes part in; `flow/verify` has one function for each id."""
 
@@ -701,7 +699,7 @@ Check: TypeAlias = (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """All that one component wants on one node, in the order in which a stage is carried out.
 
@@ -735,7 +733,7 @@ class Stage:
     tls_endpoints: tuple[TlsEndpoint, ...] = ()
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """What a desired state was computed from, to tell later what has changed."""
 
@@ -745,7 +743,7 @@ class Origin:
     """Digest of what cluster.yaml says that concerns the node (`applied.inputs_digest`)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
     """The desired state of one node: its stages in the order in which they are carried out."""
 

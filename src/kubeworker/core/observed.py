@@ -11,12 +11,11 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, cast
 
 from kubeworker.core import applied
 from kubeworker.core.applied import Applied
-from kubeworker.core.frozen import frozen
 from kubeworker.errors import ProbeError
 
 HEADER = "kubeworker-probe 1"
@@ -28,7 +27,7 @@ _KINDS: Mapping[int, FileKind] = {0x8: "file", 0x4: "directory", 0xA: "link"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenFile:
     """A path that exists."""
 
@@ -49,7 +48,7 @@ class SeenFile:
     """When its content, mode, owner or name was last changed (ctime)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord:
     """What the tool wrote after the unit's last good start."""
 
@@ -61,7 +60,7 @@ class StartRecord:
     """systemd's InvocationID of that start."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeenUnit:
     """`systemctl show` of one unit, and the tool's start record of it."""
 
@@ -83,7 +82,7 @@ class SeenUnit:
     """When it came into its present state, as systemd says it (in UTC); empty where it never had another."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """Free space and inodes below a path (of the nearest parent that exists)."""
 
@@ -96,7 +95,7 @@ class Disk:
     """Where the file system is mounted: paths with the same mount share the space."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
     """A listening TCP socket, or a UDP socket, on a port that preflight asked about."""
 
@@ -109,7 +108,7 @@ class Listener:
     protocol: str = "tcp"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeAddress:
     """An address of an interface that is up, of global scope."""
 
@@ -119,7 +118,7 @@ class NodeAddress:
     """Empty where the interface has none (a tunnel)."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KubeletKubeconfig:
     """The public part of the kubeconfig that kubelet wrote for itself."""
 
@@ -129,7 +128,7 @@ class KubeletKubeconfig:
     ca_file: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """One node as it was at `clock`. Mappings hold only what exists."""
 

@@ -6,12 +6,11 @@ Pure; the facts themselves, each with its source, are data in core/horizon.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal, TypeAlias
 
 from kubeworker.core import horizon
-from kubeworker.core.frozen import frozen
 from kubeworker.core.horizon import Horizon, at_least, series
 
 State: TypeAlias = Literal["fails", "unsupported", "ended", "deprecated", "ahead"]
@@ -25,7 +24,7 @@ NEAR_DAYS = 90
 """From when on the end of a release series is told beforehand."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """What is seen of a node's software; unknown parts are empty."""
 
@@ -64,7 +63,7 @@ class Running:
         }
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
     """One thing on the horizon of what runs."""
 

@@ -5,7 +5,7 @@ Pure: keys, serial numbers and the clock come from the caller.
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from kubeworker.core.frozen import frozen
 from kubeworker.errors import CredentialsError
 
 SigningKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
@@ -24,7 +23,7 @@ _BACKDATED = timedelta(minutes=5)
 """Certificates start this much before now, as cfssl's and kubeadm's do, for nodes whose clock is a little behind."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaCertificate:
     """A certificate authority to check against: enough for all that only looks."""
 
@@ -33,7 +32,7 @@ class CaCertificate:
     """The certificate file as the operator gave it."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ca(CaCertificate):
     """A certificate authority that can sign."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
 from kubeworker.core import preflight_fleet, preflight_kubelet
 from kubeworker.core.actions import StagePlan
-from kubeworker.core.frozen import frozen
 from kubeworker.core.horizon import at_least
 from kubeworker.core.model import (
     NodeState,
@@ -76,7 +76,7 @@ def preflight(
     )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Node(Checker):
     state: NodeState
     control_time: float

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
-from kubeworker.core.frozen import frozen
 from kubeworker.core.observed import NodeAddress, Observed
 from kubeworker.core.preflight_row import Checker, Row
 
@@ -19,7 +18,7 @@ ENOUGH = 3
 """With fewer clocks than this a median tells nobody from the others."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
     """Who has what, over all nodes that were looked at: made once, asked for each node."""
 

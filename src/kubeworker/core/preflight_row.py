@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from kubeworker.core.frozen import frozen
 from kubeworker.core.observed import Observed
 
 Status: TypeAlias = Literal["ok", "failed", "warning", "host", "unknown"]
@@ -15,7 +15,7 @@ not judged here or fine; unknown: it could not be found out."""
 _RANK: Mapping[Status, int] = {"ok": 0, "host": 0, "unknown": 1, "warning": 2, "failed": 3}
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One check on one node."""
 
@@ -50,7 +50,7 @@ def distinct(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(row for same in kept.values() for row in same)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checker:
     """One node's rows, as all checks make them."""
 

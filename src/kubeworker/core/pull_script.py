@@ -11,8 +11,8 @@ import base64
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from kubeworker.core.frozen import frozen
 from kubeworker.core.model import Blob
 from kubeworker.core.node_script import incoming
 from kubeworker.core.probe import HOME
@@ -36,7 +36,7 @@ def base_url(mirror: str) -> str:
     return f"{mirror.rstrip('/')}/{FOLDER}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
     """What came of it."""
 

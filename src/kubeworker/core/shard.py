@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 
-from kubeworker.core.frozen import frozen
 from kubeworker.errors import UsageError
 
 FLEET = "kubeworker"
 """The Lease, in kube-system, that a run over the whole fleet (or named nodes of it) holds."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """Part `index` of `count`, counted from 0 as an Indexed Job counts."""
 

@@ -6,11 +6,11 @@ import base64
 import binascii
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from kubeworker.core.bootstrap_token import LABEL, MANAGER, NODE_ANNOTATION
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document
 from kubeworker.core.nearest import nearest
 from kubeworker.errors import UsageError
@@ -23,7 +23,7 @@ _ID = re.compile(r"[a-z0-9]{6}")
 _WHOLE = re.compile(r"([a-z0-9]{6})\.[a-z0-9]{16}", re.IGNORECASE)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenView:
     """A bootstrap token's Secret without the secret."""
 
@@ -77,7 +77,7 @@ def view(secret: Document) -> TokenView:
     )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """What a `token revoke` takes away."""
 

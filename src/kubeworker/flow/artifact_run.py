@@ -11,7 +11,6 @@ from pathlib import Path
 
 from kubeworker.core import lockfile
 from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.frozen import frozen
 from kubeworker.core.lockfile import Entry, Key, Kind, Lock
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import Artifacts
@@ -29,7 +28,7 @@ _BETWEEN_NOTES = 20
 """Seconds between two notes of one build."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One call of `resolve`."""
 
@@ -49,7 +48,7 @@ class Run:
         return read_lock(self.lock_path)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where a file comes from, so far as the lock file and the cache's index tell it apart."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.frozen import frozen
 from kubeworker.core.lockfile import KINDS, Entry, Key, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
@@ -84,7 +84,7 @@ def _pinned(run: Run, wanted: Sequence[Artifact]) -> dict[str, Blob]:
     return found
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """One artifact as `artifacts list` shows it: once for each kind of source that it is pinned for."""
 

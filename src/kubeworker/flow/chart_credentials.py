@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from kubeworker.core import pki
 from kubeworker.core.component import Certificate, KeyPair
-from kubeworker.core.frozen import frozen
 from kubeworker.core.pki import Ca
 from kubeworker.errors import CredentialsError, reason
 from kubeworker.flow.credentials import RENEW_BEFORE, directory, write_secret
@@ -24,7 +23,7 @@ CA_RENEW_BEFORE = timedelta(days=365)
 CA = "ca"
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChartCredentials:
     """The key pairs of one component's chart, `ca` among them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from kubeworker.core import desired, kube_views, manifest
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.component import Chart, Component, KeyPair
 from kubeworker.core.desired import Registry
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document, PodStatus
 from kubeworker.core.manifest import Found, Ref, Stale
 from kubeworker.core.spec import ClusterFile
@@ -35,7 +34,7 @@ _PARALLEL = 6
 """Objects that are compared at once."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
     """A component's chart, ready to be rendered."""
 
@@ -43,7 +42,7 @@ class Release:
     credentials: ChartCredentials = field(repr=False)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agents:
     """A chart's agents, as the API has them."""
 
@@ -59,7 +58,7 @@ class Agents:
     """The live configuration makes the agents do kube-proxy's work."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChartsPlan:
     """The charts' part of a plan."""
 

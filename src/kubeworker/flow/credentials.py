@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kubeworker.core import handed, pki
-from kubeworker.core.frozen import frozen
 from kubeworker.core.handed import Handed
 from kubeworker.core.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
@@ -28,7 +27,7 @@ _COMMON_NAME = "system:kube-proxy"
 """RBAC's built-in binding system:node-proxier names this user."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KubeProxyCredential:
     """kube-proxy's client certificate for the whole cluster."""
 

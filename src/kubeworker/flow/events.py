@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
-
-from kubeworker.core.frozen import frozen
 
 NodeOutcome: TypeAlias = Literal["ok", "failed", "unreachable", "skipped"]
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """Something worth a line that is neither progress nor a warning."""
 
@@ -20,7 +18,7 @@ class Note:
     subject: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Warning_:  # noqa: N801 (Python's own Warning is a builtin)
     """Something that works now and may hurt later, or that the operator probably did not mean."""
 
@@ -28,7 +26,7 @@ class Warning_:  # noqa: N801 (Python's own Warning is a builtin)
     text: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeQueued:
     """Work on a node is due and has not begun: its batch is not on, or as many as allowed are worked on already."""
 
@@ -37,7 +35,7 @@ class NodeQueued:
     """How many actions that will be."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStarted:
     """Work on a node begins; `what` is the verb: connect, observe, apply, verify."""
 
@@ -47,14 +45,14 @@ class NodeStarted:
     """How many checks that will be; 0: not known."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSeen:
     """A node has told its state: it is looked at."""
 
     node: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageStarted:
     """One component's stage begins on a node."""
 
@@ -62,7 +60,7 @@ class StageStarted:
     component: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ActionStarted:
     """One action of the plan begins on a node; its ActionDone follows, or the node's failure."""
 
@@ -71,7 +69,7 @@ class ActionStarted:
     subject: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """A node's work can't go on before this is so: a turn to be sent to, its certificate, that it is Ready."""
 
@@ -80,7 +78,7 @@ class Waiting:
     """Empty once it is so."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ActionDone:
     """One action of the plan was carried out on a node (or, with an empty node, on the cluster's objects)."""
 
@@ -90,7 +88,7 @@ class ActionDone:
     seconds: float = 0.0
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
     """Bytes moved so far: a download (no node) or an upload to a node."""
 
@@ -101,7 +99,7 @@ class Transfer:
     node: str = ""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactReady:
     """An artifact was got from `source`, checked, and lies in the store now; one that was in the cache says nothing."""
 
@@ -111,7 +109,7 @@ class ArtifactReady:
     sha256: str
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeDone:
     """Work on a node ended."""
 
@@ -122,7 +120,7 @@ class NodeDone:
     seconds: float = 0.0
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CsrDecision:
     """A certificate signing request was approved or left pending."""
 
@@ -136,7 +134,7 @@ class CsrDecision:
     """What was seen that breaks it."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckDone:
     """One check of `verify` has its verdict. An empty node stands for the cluster."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from kubeworker.components import kubelet
 from kubeworker.core import bootstrap_token, cluster_objects, desired
 from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER, BootstrapToken
 from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.frozen import frozen
 from kubeworker.core.handed import Handed
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from kubeworker.flow.csr import Desk, Seen  # a plan approves nothing
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPlan:
     """The cluster's side of a run."""
 
@@ -46,7 +45,7 @@ class ClusterPlan:
         return next((token.value for token in self.tokens if token.node == node), "")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReading:
     """What the API said, all that a plan's cluster side is decided on."""
 

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,6 @@ from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
-from kubeworker.core.frozen import frozen
 from kubeworker.core.handed import Handed
 from kubeworker.core.model import Blob
 from kubeworker.core.nearest import meant
@@ -40,7 +39,7 @@ from kubeworker.io.node import Node
 V = TypeVar("V")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What the operator asked for, whatever the verb."""
 
@@ -72,7 +71,7 @@ def request(
     )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """Everything that a run works with. Nodes that can't be reached are outcomes, not errors."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
@@ -18,7 +19,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from kubeworker.core.desired import Registry, validate_components
-from kubeworker.core.frozen import frozen
 from kubeworker.core.merge import stacked
 from kubeworker.core.nearest import meant
 from kubeworker.core.spec import ClusterFile, ControlHostPath
@@ -30,7 +30,7 @@ FieldPath: TypeAlias = tuple[int | str, ...]
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One thing that is wrong in the file."""
 

@@ -7,13 +7,11 @@ import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeworker.core.frozen import frozen
 
-
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """How a program ended."""
 
@@ -49,7 +47,7 @@ async def run(
     return Finished(status=process.returncode or 0, output=output.decode("utf-8", "replace"))
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Filtered:
     """What a program made of its input."""
 

@@ -14,14 +14,13 @@ import random
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import asyncssh
 
 from kubeworker.core import limit
-from kubeworker.core.frozen import frozen
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import CredentialsError, NodeError, NodeUnreachable
 from kubeworker.io import known_hosts
@@ -46,7 +45,7 @@ _KEY_EXCHANGES = (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What a script on a node left: its output, and its exit status."""
 
@@ -249,7 +248,7 @@ async def _collect(reader: asyncssh.SSHReader[bytes], on_line: Callable[[str], N
 # Logging in
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
     """How one machine (a node, or a jump host on the way to it) is reached."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.frozen import frozen
 from kubeworker.core.kube_views import Document
 from kubeworker.core.manifest import FIELD_MANAGER, Conflict, Ref, ref
 from kubeworker.errors import ApiError, ApiNotFound, ApiRefused
@@ -24,7 +24,7 @@ _APPLY = "application/apply-patch+yaml"
 """JSON is YAML; the API server takes it under this name."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
     """How the API addresses a kind."""
 

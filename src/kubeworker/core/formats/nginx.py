@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
-
-from kubeworker.core.frozen import frozen
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+$\[\]-]+")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """`name arguments { body }`"""
 
@@ -54,7 +53,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPED = {'"': '"', "'": "'", "\\": "\\", "t": "\t", "r": "\r", "n": "\n"}
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Token:
     text: str
     punctuation: bool

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from kubeworker.core.formats.memo import KEPT
-from kubeworker.core.frozen import frozen
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 
-@frozen
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A command line: each argument reaches the process as it stands here, whatever characters it holds."""
 
