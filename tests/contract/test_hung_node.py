@@ -68,3 +68,14 @@ async def test_a_node_on_which_the_probe_hangs_is_given_up_and_named_and_the_oth
     assert not isinstance(error, NodeUnreachable), "it can be logged in to"
     assert (error.subject, error.message) == ("hung", "looking at it did not end within 8 s")
     assert "ssh.probe_timeout" in error.hint
+
+
+async def test_a_node_that_says_it_hashes_is_given_the_time_for_it(tmp_path: Path) -> None:
+    slow = "ForceCommand sleep 5; echo hashing; sleep 5; echo no-probe"
+    with openssh(tmp_path / "slow", options=slow) as server:
+        request = Request(cluster_file=cluster_yaml(tmp_path, slow=server))
+        async with open_look(request, lambda _: None) as session:
+            looked = await observe(session, surveyed=True)
+    assert isinstance(looked["slow"], Failed)
+    assert "did not end" not in looked["slow"].error.message, "ten seconds, of which eight were allowed for all else"
+    assert "no-probe" in str(looked["slow"].error)

@@ -19,6 +19,8 @@ from kubeworker.core.applied import Applied
 from kubeworker.errors import ProbeError
 
 HEADER = "kubeworker-probe 1"
+HASHING = "hashing"
+"""The line of a probe that has binaries to hash, before it does: that takes as long as its disk makes it."""
 
 FileKind: TypeAlias = Literal["file", "directory", "link", "other"]
 ModuleState: TypeAlias = Literal["loaded", "builtin", "available", "missing"]
@@ -385,6 +387,8 @@ class _Reading:
                 self.survey = self.survey or {}
                 kind, _, found = rest.partition("\t")
                 self.survey.setdefault(kind, []).append(found)
+            case "hashing":
+                pass
             case "resolved-list":
                 self.has_resolved_list = True
             case _:

@@ -30,7 +30,7 @@ from kubeworker.core.model import (
     Stage,
     WarnOfTraces,
 )
-from kubeworker.core.observed import HEADER
+from kubeworker.core.observed import HASHING, HEADER
 
 HOME = "/var/lib/kubeworker"
 """The tool's own folder on a node: root only, holds the hash index and the start records, no secrets."""
@@ -532,6 +532,7 @@ hashes() {{ # hashes FRESH WRITE: FRESH are lines of just computed hashes; the n
 }}
 found=$(hashes '' '')
 case "$nl$found" in *"${{nl}}t$tab"*)
+  say {HASHING}
   fresh=$(printf '%s\\n' "$found" | sed -n 's/^t\\t//p' |
     xargs -d '\\n' -n 8 -P "$(nproc)" sha256sum -z -- 2> /dev/null |
     tr '\\0' '\\n' | sed 's/^\\(.\\{{64\\}}\\)  /f\\t\\1\\t/')

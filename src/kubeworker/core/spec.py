@@ -164,7 +164,8 @@ class Ssh(SpecModel):
     connect_timeout: float = Field(default=10, gt=0)
     """Seconds until a node that does not answer counts as unreachable."""
     probe_timeout: float = Field(default=30, gt=0)
-    """Seconds that looking at a node may take: one that hangs must not hold the plan back. --rehash gives it more."""
+    """Seconds that looking at a node may take: one that hangs must not hold the plan back. Hashing binaries
+    again gives it more."""
     keepalive: float = Field(default=15, gt=0)
     """Seconds between keepalives; three unanswered ones end the connection."""
     concurrency: int = Field(default=64, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
 from kubeworker.core.model import Blob, NodeState
-from kubeworker.core.observed import Observed, parse
+from kubeworker.core.observed import HASHING, Observed, parse
 from kubeworker.core.preflight_fleet import Fleet
 from kubeworker.core.preflight_row import Row
 from kubeworker.core.spec import ClusterFile, NodeSpec
@@ -230,7 +231,6 @@ class Look:
 async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, Outcome[Look]]:
     """One probe, one channel, for each node that can be reached, as soon as it is."""
     specs = {node.name: node for node in session.selected}
-    seconds = _probe_seconds(session)
 
     async def work(connection: Node) -> Look:
         name = connection.name
@@ -239,7 +239,7 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
             session.inputs().state(specs[name], Facts()), rehash=session.request.rehash, surveyed=surveyed
         )
         began = time.time()
-        answer = await _asked(connection, text, seconds=seconds)
+        answer = await _asked(connection, text, session)
         observed = parse(name, answer.stdout)
         session.report(NodeSeen(node=name))
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
@@ -248,13 +248,19 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
     return await session.on_nodes(work)
 
 
-async def _asked(connection: Node, text: str, *, seconds: float) -> Result:
+async def _asked(connection: Node, text: str, session: Session) -> Result:
     """The probe's answer; NodeError where something on the node keeps it from its end: the others wait for the plan."""
+    seconds = session.cluster.ssh.probe_timeout
+    clock = asyncio.get_running_loop()
     try:
-        return await connection.run(text, timeout=seconds)
-    except NodeUnreachable:
-        raise
-    except NodeError as error:
+        async with asyncio.timeout(seconds) as limit:
+
+            def hear(line: str) -> None:
+                if line == HASHING:
+                    limit.reschedule(clock.time() + seconds + _hash_seconds(session))
+
+            return await connection.run(text, timeout=math.inf, on_line=hear)
+    except TimeoutError as error:
         raise NodeError(
             f"looking at it did not end within {seconds:g} s",
             subject=connection.name,
@@ -263,12 +269,10 @@ async def _asked(connection: Node, text: str, *, seconds: float) -> Result:
         ) from error
 
 
-def _probe_seconds(session: Session) -> float:
-    """How long one look may take; hashing all artifacts again is done at 10 MB/s by the slowest of disks."""
-    if not session.request.rehash:
-        return session.cluster.ssh.probe_timeout
+def _hash_seconds(session: Session) -> int:
+    """How long hashing all artifacts may take besides: the slowest of disks reads 10 MB/s."""
     blobs = (*session.blobs.values(), *(archive.blob for archive in session.archives.values()))
-    return session.cluster.ssh.probe_timeout + round(sum(blob.size for blob in blobs) / 10e6)
+    return round(sum(blob.size for blob in blobs) / 10e6)
 
 
 def fleet_of(session: Session, looked: Mapping[str, Outcome[Look]]) -> Fleet:
