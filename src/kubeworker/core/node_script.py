@@ -382,8 +382,8 @@ def _units(plan: StagePlan) -> Iterator[str]:
     last_reload = max((number for number, _ in _numbered(plan, DaemonReload)), default=-1)
     for number, action in _numbered(plan, *kinds):
         match action:
-            case DaemonReload(units=units):
-                yield _act(number, _call("daemon_reload", *units))
+            case DaemonReload():
+                yield _act(number, "daemon_reload")
             case EnableUnit(unit=unit):
                 later = ("--no-reload",) if number < last_reload else ()
                 yield _act(number, _call("enable_unit", unit.name, *later))
@@ -663,20 +663,11 @@ commit() {{
 }}
 drop_former() {{ beside "$1" old; drop "$name"; }}
 
-daemon_reload() {{ # daemon_reload UNIT...: where systemd still has a former version of one
-  reloaded=yes
-  for unit in "$@"; do
-    # It reads the file of a unit that it does not know yet when it is asked for it. To read all units anew, after all
-    # generators have run, costs a node as much as to start a service.
-    case $(systemctl show -p LoadState -p NeedDaemonReload -- "$unit" 2> /dev/null | sort) in
-      "LoadState=loaded${{nl}}NeedDaemonReload=no") ;;
-      *) try 'systemctl daemon-reload' systemctl daemon-reload; return ;;
-    esac
-  done
-}}
+# Not only where systemd says NeedDaemonReload: of drop-ins in a folder that is new it knows nothing until then.
+daemon_reload() {{ reloaded=yes; try 'systemctl daemon-reload' systemctl daemon-reload; }}
 enable_unit() {{ # enable_unit UNIT [OPTION]
   touch_unit "$1"
-  # With --no-reload where a look of the manager's at the unit file follows anyway (daemon_reload).
+  # With --no-reload where daemon_reload follows anyway.
   try "systemctl enable $1" systemctl enable "${{2:---quiet}}" -- "$1"
 }}
 touch_unit() {{ # remember how the unit was before the stage, once
