@@ -30,6 +30,7 @@ from kubeworker.flow.events import (
     Waiting,
     Warning_,
 )
+from kubeworker.flow.pace import Pace
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
 from kubeworker.flow.polling import POLL_SECONDS, looked_until
 from kubeworker.flow.readiness import RESTART_SECONDS, restarts_kubelet, unready
@@ -48,9 +49,6 @@ CERTIFICATE_SECONDS = 60
 
 PROXY_SECONDS = 40
 """How long a node's proxy may take to find an apiserver: nginx leaves one that it lost alone for 30 s."""
-
-PATIENCE = 3.0
-"""Seconds that nodes whose work is done wait for those that are still at it, after the last of them was done."""
 
 Confirm = Callable[[Plan], Awaitable[bool]]
 
@@ -235,10 +233,10 @@ class _Run:
     """Where certificates are approved meanwhile; it knows why a node has none. None while no apiserver is up."""
     group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
     """Where nodes are worked on that the others no longer wait for."""
-    busy: set[str] = field(default_factory=set)
-    """Nodes that are worked on at this moment."""
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when one of them is done or has failed."""
+    pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(going=self.going)
 
     def going(self) -> set[str]:
         """Nodes that nothing has stopped yet."""
@@ -254,7 +252,8 @@ class _Run:
         current = plan
         for _ in range(ROUNDS):
             await self.carry_out(current)
-            names -= self.busy | self.stopped()
+            self.pace.fall_behind(names)
+            names -= self.pace.behind | self.stopped()
             current = _only(current, names)
             await self.install(current)
             if not await self.facts_appeared(current):
@@ -264,8 +263,8 @@ class _Run:
                 break
 
     def done(self, plan: Plan) -> Plan:
-        """Of its nodes, those that nobody works on any more."""
-        return _only(plan, {node.name for node in plan.nodes} - self.busy)
+        """Of its nodes, those that have had all their rounds."""
+        return _only(plan, {node.name for node in plan.nodes} - self.pace.behind)
 
     async def finish(self, plan: Plan) -> None:
         """The health and the labels of the plan's nodes, which are done."""
@@ -276,9 +275,8 @@ class _Run:
     async def stragglers(self, plan: Plan, ends: asyncio.TaskGroup) -> None:
         """The same for nodes that the others did not wait for, as they come; then what these mean for the others."""
         came: set[str] = set()
-        while late := set(self.busy):
-            await self._keep_pace(late)
-            arrived = (late - self.busy) & self.going()
+        while self.pace.behind:
+            arrived = await self.pace.caught_up()
             if arrived:
                 await self.rounds(await make_plan(self.session, apart=self.results.keys() - arrived))
                 ends.create_task(self.finish(self.done(_only(plan, arrived))))
@@ -359,24 +357,9 @@ class _Run:
     async def _together(self, nodes: Sequence[NodePlan]) -> None:
         """All of them at once; one that hangs, or whose line is slow, is left to itself once others are done."""
         names = {node.name for node in nodes}
-        self.busy |= names
+        self.pace.busy |= names
         self.group.create_task(self._batch(nodes))
-        await self._keep_pace(names)
-
-    async def _keep_pace(self, names: set[str]) -> None:
-        """Until none of these is worked on, or those that are done have waited long enough for the rest."""
-        clock = asyncio.get_running_loop()
-        done, since = 0, clock.time()
-        while names & self.busy:
-            self.moved.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
-                    await self.moved.wait()
-            now = len((names & self.going()) - self.busy)
-            if now > done:
-                done, since = now, clock.time()
-            elif done and clock.time() - since >= PATIENCE:
-                return
+        await self.pace.keep(names)
 
     async def _batch(self, nodes: Sequence[NodePlan]) -> None:
         plans = {node.name: node for node in nodes}
@@ -386,17 +369,13 @@ class _Run:
                 await self._node(plans[name])
             except KubeworkerError as error:
                 self._lose(plans[name], error)
-            self._leave(name)
+            self.pace.leave(name)
 
         outcomes = await fan_out(tuple(plans), work, limit=self.session.cluster.ssh.concurrency)
         for name, outcome in outcomes.items():
             if isinstance(outcome, Failed):
                 self._lose(plans[name], outcome.error)
-                self._leave(name)
-
-    def _leave(self, name: str) -> None:
-        self.busy.discard(name)
-        self.moved.set()
+                self.pace.leave(name)
 
     def _lose(self, plan: NodePlan, error: KubeworkerError) -> None:
         self.failed += 1
