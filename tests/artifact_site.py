@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ SHELL = Path("/bin/bash")
 """A real program that every Debian has, dynamically linked, and that reports a version."""
 
 
+@functools.cache
 def shell_version() -> str:
     output = subprocess.run([SHELL, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"\d+\.\d+\.\d+", output)

@@ -20,6 +20,7 @@ class Pace:
     going: Callable[[], Collection[str]]
     """Nodes that nothing has stopped yet."""
     patience: float = PATIENCE
+    poll: float = POLL_SECONDS
     busy: set[str] = field(default_factory=set)
     """Nodes that are worked on at this moment."""
     behind: set[str] = field(default_factory=set)
@@ -42,7 +43,7 @@ class Pace:
         while self.busy.intersection(names):
             self._moved.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
+                async with asyncio.timeout(self.poll):
                     await self._moved.wait()
             now = len({*names}.intersection(self.going()) - self.busy)
             if now > done:

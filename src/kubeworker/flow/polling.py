@@ -39,11 +39,13 @@ async def looked_until(
 
 
 async def settled(look: Callable[[], Awaitable[Verdict]], *, seconds: float, pause: float = 1) -> Verdict:
-    """The verdict of a check, looked at again every `pause` seconds, for `seconds` at most, while it fails."""
+    """The verdict of a check, again every `pause` seconds (at first more often) for `seconds`, while it fails."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
+    wait = min(FIRST_SECONDS, pause)
     while True:
         verdict = await look()
-        if verdict.status == "passed" or loop.time() + pause > end:
+        if verdict.status == "passed" or loop.time() + wait > end:
             return verdict
-        await asyncio.sleep(pause)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, pause)

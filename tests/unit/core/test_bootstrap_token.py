@@ -18,7 +18,9 @@ GROUP = re.compile(r"\Asystem:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\Z")
 """kube-apiserver refuses any other (k8s.io/cluster-bootstrap/token/api: BootstrapGroupPattern)."""
 TOKEN = re.compile(r"\A[a-z0-9]{6}\.[a-z0-9]{16}\Z")
 
-LABEL = st.from_regex(r"\A[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?\Z")
+LABEL = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=22).map(
+    lambda text: text.strip("-") or "x"
+)
 NAMES = st.lists(LABEL, min_size=1, max_size=8).map(".".join)
 
 

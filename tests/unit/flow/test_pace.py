@@ -8,13 +8,13 @@ from kubeworker.flow.pace import Pace
 
 
 def pace(*nodes: str, failed: frozenset[str] = frozenset(), patience: float = 0) -> Pace:
-    return Pace(going=lambda: {*nodes} - failed, patience=patience, busy={*nodes})
+    return Pace(going=lambda: {*nodes} - failed, patience=patience, poll=0.02, busy={*nodes})
 
 
 async def test_all_of_them_are_waited_for_as_long_as_nobody_is_done() -> None:
     running = pace("a", "b")
     waiting = asyncio.create_task(running.keep({"a", "b"}))
-    await asyncio.sleep(0.7)  # longer than it takes to look again
+    await asyncio.sleep(0.1)  # longer than it takes to look again
     assert not waiting.done()
     for name in ("a", "b"):
         running.leave(name)
