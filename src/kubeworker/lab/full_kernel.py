@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kubeworker.errors import LabError
 from kubeworker.io.whole_file import replacing
-from kubeworker.lab import cgroups, host, machine, network, ssh
+from kubeworker.lab import cgroups, host, machine, network, ssh, xstate
 from kubeworker.lab.full_kernel_image import BOOT
 from kubeworker.lab.state import LabState, Machine
 
@@ -62,10 +62,11 @@ def boot(lab: LabState, each: Machine, image: Path) -> None:
     memory = folder / "mnt"
     # The kernel adds to its memory's file what its own text takes.
     size = f"size={2 * MEMORY_MIB}m,mode=0700"
+    environment = (f"TMPDIR={memory}", f"HOME={memory}", f"LD_PRELOAD={xstate.library(image.parent)}")
     script = " && ".join(
         (
             shlex.join(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(memory)]),
-            shlex.join(["exec", "env", f"TMPDIR={memory}", f"HOME={memory}", str(program), *options(lab, each, image)]),
+            shlex.join(["exec", "env", *environment, str(program), *options(lab, each, image)]),
         )
     )
     machine.launch(
