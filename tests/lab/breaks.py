@@ -18,7 +18,7 @@ set -eu
 until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 300 ] || { echo "never: $*"; exit 1; }; sleep 0.2; done; }
 answers() { curl -ks -o /dev/null "$1"; }
 ready_since() { # ready_since SECONDS: this kubelet has said so; its first word is often that it is not
-  beat=$(curl -ks -E /var/lib/kubelet/pki/kubelet-client-current.pem "https://127.0.0.1:8443/api/v1/nodes/$NODE" |
+  beat=$(curl -ks -E /etc/kubernetes/cert/kubelet-client-current.pem "https://127.0.0.1:8443/api/v1/nodes/$NODE" |
     tr -d ' \n' | sed -n 's/.*"type":"Ready","status":"True","lastHeartbeatTime":"\([^"]*\)".*/\1/p')
   [ -n "$beat" ] && [ "$(date -d "$beat" +%s)" -ge "$1" ]
 }

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 
 from pydantic import Field
 
-from kubeworker.core import kubeconfig, proxy_rules
+from kubeworker.core import chain_look, kubeconfig, proxy_rules
 from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
 from kubeworker.core.component import (
     HTTP2_PING,
@@ -334,7 +334,9 @@ def _no_leftovers(context: Context[Config]) -> str:
         f"! (\n{each.present}\n) > /dev/null 2>&1 || {{ echo there are {shlex.quote(each.name)}; found=yes; }}"
         for each in _leftovers(context)
     )
-    return "\n".join(("found=''", *tests, '[ -z "$found" ] || exit 1', "echo no rules of another mode"))
+    return "\n".join(
+        (chain_look.ALONE, "found=''", *tests, '[ -z "$found" ] || exit 1', "echo no rules of another mode")
+    )
 
 
 def _virtual_servers(context: Context[Config], document: dict[str, Any]) -> VirtualServers:

@@ -250,8 +250,8 @@ class Leftover:
     name: str
     """What a plan calls it: `kube-proxy's ipvs rules`."""
     present: str
-    """POSIX sh that looks only: exit status 0 where there is something to remove. It is run by the probe's own shell:
-    it may use what that has seen (`rules_may_have`, `iptables_chains`), and does not leave it or change its folder."""
+    """POSIX sh that looks only: exit status 0 where there is something to remove. It may use the words of
+    core/chain_look.py, and does not leave the shell that runs it (the probe's) or change its folder."""
     remove: str
     """POSIX sh that removes it, or what is left of it; another exit status than 0 fails the stage with its output."""
     reason: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
-from kubeworker.core import survey
+from kubeworker.core import chain_look, survey
 from kubeworker.core.model import (
     File,
     Leftover,
@@ -324,15 +324,7 @@ KW
 for path in /proc/net/ip_tables_names /proc/net/ip6_tables_names; do
   if [ -r "$path" ] && read -r value < "$path"; then rules='?'; fi
 done
-rules_may_have() {{ # rules_may_have TEXTS...: whether one of them is in the list of chains, or nobody can tell
-  [ "$rules" != '?' ] || return 0
-  for text; do case $rules in *"$text"*) return 0 ;; esac; done
-  return 1
-}}
-iptables_chains() {{ # iptables_chains PATTERN: whether a line matches that declares a chain of kube-proxy's or a copy
-  [ -n "${{saved+once}}" ] || saved=$({{ iptables-save; ip6tables-save; }} | grep '^:K')
-  say "$saved" | grep -q -E "$1"
-}}"""
+{chain_look.ASKED}"""
 
 
 def _proxy_mode_wanted(requirements: Iterable[object]) -> str:

@@ -1,6 +1,8 @@
 """Services on the node."""
 
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from kubeworker.core.model import (
     Gate,
     Http,
     Listening,
+    NodeCommand,
     RequireCommand,
     RequireModule,
     RequirePort,
@@ -148,6 +151,22 @@ def test_a_cluster_without_kube_proxy_needs_no_artifact_of_it() -> None:
 def test_verify_proves_that_kube_proxy_is_gone() -> None:
     found = checks(with_component("kube_proxy", enabled=False))
     assert {each for each in found if each.startswith("kube_proxy.")} == {"kube_proxy.absent", "kube_proxy.rules"}
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"), [("KUBE-SVC-X", "there are kube-proxy's iptables rules"), ("KUBE-FIREWALL", "no")]
+)
+def test_verify_finds_rules_of_another_mode_by_itself(chain: str, said: str, tmp_path: Path) -> None:
+    """Its script runs alone, not after the probe that asks the same."""
+    for name, script in {"iptables-save": f"echo ':{chain} - [0:0]'", "ip6tables-save": ":", "nft": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    check = checks(with_component("kube_proxy", mode="nftables"))["kube_proxy.rules"]
+    assert isinstance(check, NodeCommand)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(check.command, env=path, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(said), (done.stdout, done.stderr)
+    assert (done.returncode == 0, done.stderr) == (said == "no", "")
 
 
 def test_virtual_servers_are_compared_in_ipvs_mode_alone_with_kube_proxys_own_settings() -> None:
