@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import shlex
 import signal
 import sys
 import time
@@ -200,7 +201,7 @@ def _scale_parts(run: Run) -> None:
 def _save(run: Run, rows: Sequence[Row], fleet: Fleet) -> None:
     """A file for each workload, so that one that was not asked for keeps its last results."""
     machines_ = {"machines": len(fleet.machines), "without_inotify": fleet.quiet}
-    about = circumstances(f"make bench N={run.options.nodes}", rivals=rival.versions(), **machines_)
+    about = circumstances(shlex.join(["python", "-m", "bench", *sys.argv[1:]]), rivals=rival.versions(), **machines_)
     for workload in dict.fromkeys(row.workload for row in rows):
         part = Part(name=workload, rows=tuple(row for row in rows if row.workload == workload), about=about)
         run.say(f"wrote {save(part, run.options.results)}")
