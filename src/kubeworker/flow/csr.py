@@ -19,9 +19,9 @@ from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable
 from kubeworker.flow import csr_shown
 from kubeworker.flow.csr_shown import Compared, Comparison, Look
 from kubeworker.flow.events import CsrDecision, Note, Reporter, Warning_
+from kubeworker.flow.polling import POLL_SECONDS
 from kubeworker.io.kube import Kube
 
-POLL_SECONDS = 0.5
 COMPARE_SECONDS = 10.0
 """How long `csr approve` waits for nodes to show what it approved."""
 PATIENCE_SECONDS = 3.0

@@ -19,6 +19,7 @@ from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
+from kubeworker.flow.polling import FIRST_SECONDS, POLL_SECONDS
 from kubeworker.io.kube import Kube
 from kubeworker.io.objects import Objects
 
@@ -280,13 +281,8 @@ def _left_behind(desk: Desk, token: BootstrapToken, error: ApiError | Credential
     desk.report(Warning_(subject=token.node, text=text))
 
 
-_LEAST_PAUSE = 0.1
-
-
 async def _pause(until: asyncio.Event, seconds: float) -> None:
     """A kubelet waits for each look; one that takes long, for the many requests, is not made so often."""
-    from kubeworker.flow.csr import POLL_SECONDS
-
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(min(POLL_SECONDS, max(_LEAST_PAUSE, seconds))):
+        async with asyncio.timeout(min(POLL_SECONDS, max(FIRST_SECONDS, seconds))):
             await until.wait()

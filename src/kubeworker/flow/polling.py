@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from kubeworker.core.checks import Verdict
@@ -26,7 +26,7 @@ async def looked_until(
     """Look every `pause` seconds until it is enough, for `seconds` at most: the last answer, or why there was none."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    wait = min(FIRST_SECONDS, pause)
+    waits = _waits(pause)
     while True:
         try:
             seen: Value | ApiError = await look()
@@ -34,18 +34,24 @@ async def looked_until(
             seen = error
         if (not isinstance(seen, ApiError) and enough(seen)) or loop.time() >= end:
             return seen
-        await asyncio.sleep(wait)
-        wait = min(2 * wait, pause)
+        await asyncio.sleep(next(waits))
 
 
 async def settled(look: Callable[[], Awaitable[Verdict]], *, seconds: float, pause: float = 1) -> Verdict:
     """The verdict of a check, again every `pause` seconds (at first more often) for `seconds`, while it fails."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    wait = min(FIRST_SECONDS, pause)
+    waits = _waits(pause)
     while True:
         verdict = await look()
+        wait = next(waits)
         if verdict.status == "passed" or loop.time() + wait > end:
             return verdict
         await asyncio.sleep(wait)
-        wait = min(2 * wait, pause)
+
+
+def _waits(longest: float) -> Iterator[float]:
+    wait = min(FIRST_SECONDS, longest)
+    while True:
+        yield wait
+        wait = min(2 * wait, longest)
