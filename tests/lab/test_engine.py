@@ -123,7 +123,7 @@ class Engine:
             for action in plan.actions
         ]
 
-    async def stage(self, plan: StagePlan, *, edit: tuple[str, str] = ("", "")) -> None:
+    async def stage(self, plan: StagePlan, *, edit: tuple[str, str] = ("", "")) -> str:
         text = node_script.stage_script(plan, home=HOME)
         assert edit[0] in text
         result = await self.node.run(
@@ -133,6 +133,7 @@ class Engine:
         )
         assert result.stderr == ""
         node_script.verdict("worker-01", plan, status=result.status, stdout=result.stdout, stderr=result.stderr)
+        return result.stdout
 
     async def send(self, plan: StagePlan, *contents: bytes) -> None:
         result = await self.node.run(
@@ -220,6 +221,16 @@ async def test_a_changed_input_restarts_its_unit_and_systemd_its_dependent(engin
     now = await engine.invocations()
     assert now[0] != server
     assert now[1] != dependent
+
+
+async def test_a_stage_tells_when_a_unit_was_started_by_the_nodes_own_clock(engine: Engine) -> None:
+    earlier = await engine.ask("date -u +%FT%TZ")
+    (plan, *_) = await engine.plan(demo(secret=b"two"))
+    lines = (await engine.stage(plan)).splitlines()
+    told = dict(filter(None, map(node_script.started, lines)))
+    seen = "systemctl show --property=ExecMainStartTimestamp --value kwtest.service"
+    assert told["kwtest.service"] == await engine.ask(f'date -u -d "$({seen})" +%FT%TZ')
+    assert told["kwtest.service"] >= earlier
 
 
 async def test_a_reload_input_reloads_and_restarts_nothing(engine: Engine) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.lab.operate import Operator, kubectl
+from tests.lab.operate import Operator, kubectl, until
 
 from kubeworker.lab import LabState
 
@@ -29,16 +29,21 @@ def ready(lab: LabState, node: str) -> str:
 
 def test_a_node_that_does_not_become_ready_again_stops_the_rollout(deployed: LabState) -> None:
     operator = Operator(lab=deployed, file=deployed.cluster_yaml)
-    with operator.changed(without_network) as broken:
-        done = broken.run("apply", "--yes", "--json", "--serial", "1", *NODES)
-        assert done.returncode == 1, done.stderr
-        results = {each["name"]: each for each in json.loads(done.stdout)["nodes"]}
-        assert {name: each["status"] for name, each in results.items()} == {"k8s-01": "failed", "k8s-02": "skipped"}
-        assert "not Ready after 60 s" in results["k8s-01"]["error"]["message"]
-        assert "cni" in results["k8s-01"]["error"]["message"]
-        assert ready(deployed, "k8s-02") == "True"
-
-    operator.apply("--serial", "1", *NODES)
+    # One that was not Ready to begin with would say nothing of the change.
+    until(lambda: all(ready(deployed, name) == "True" for name in ("k8s-01", "k8s-02")), "both Ready")
+    try:
+        with operator.changed(without_network) as broken:
+            done = broken.run("apply", "--yes", "--json", "--serial", "1", *NODES)
+            assert done.returncode == 1, done.stderr
+            results = {each["name"]: each for each in json.loads(done.stdout)["nodes"]}
+            found = {name: each["status"] for name, each in results.items()}
+            assert found == {"k8s-01": "failed", "k8s-02": "skipped"}, results
+            assert "not Ready after 60 s" in results["k8s-01"]["error"]["message"]
+            assert "cni" in results["k8s-01"]["error"]["message"]
+            assert ready(deployed, "k8s-02") == "True"
+    finally:
+        # The machines are those of other tests too.
+        operator.apply("--serial", "1", *NODES)
     # What apply says at its end is of after the restart.
     assert ready(deployed, "k8s-01") == "True"
     assert operator.plan(*NODES)["changes"] == 0

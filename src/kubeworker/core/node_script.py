@@ -232,6 +232,18 @@ def progress(line: str) -> tuple[int, bool] | None:
             return None
 
 
+def started(line: str) -> tuple[str, str] | None:
+    """A line of the script's output: a unit, and when its main process began, by the node's clock (RFC 3339).
+
+    None where the line tells something else, or systemd did not say when (a unit whose process has ended).
+    """
+    match line.split():
+        case ["kw", "started", unit, _, day, time, "UTC"]:
+            return unit, f"{day}T{time}Z"
+        case _:
+            return None
+
+
 def _decoded(stdout: str, word: str) -> str:
     found = re.findall(rf"^kw {word} (\S*)$", stdout, re.MULTILINE)
     return base64.b64decode(found[-1]).decode("utf-8", "replace") if found else ""
@@ -409,6 +421,7 @@ def _unit_action(action: UnitAction) -> Iterator[str]:
             assert_never(action)
     yield _call("await_gate", name, action.unit.gate.timeout, _gate_function(name))
     yield _call("record_start", name, action.record)
+    yield _call("tell_start", name)
 
 
 def _unit_functions(plan: StagePlan) -> str:
@@ -676,15 +689,17 @@ touch_unit() {{ # remember how the unit was before the stage, once
   look_at "$1"
   printf '%s %s %s %s\n' "$number" "$1" "${{state:-unknown}}" "${{enabled:-none}}" >> "$work/units"
 }}
-look_at() {{ # look_at UNIT: sets $state, $enabled, $restarts and $invocation; each systemctl costs a node milliseconds
-  state='' enabled='' restarts=0 invocation=''
-  systemctl show -p ActiveState -p UnitFileState -p NRestarts -p InvocationID -- "$1" > "$work/unit" 2> /dev/null
+look_at() {{ # look_at UNIT: sets $state, $enabled, $restarts, $since and $invocation; each systemctl costs milliseconds
+  state='' enabled='' restarts=0 invocation='' since=''
+  TZ=UTC systemctl show -p ActiveState -p UnitFileState -p NRestarts -p InvocationID -p ExecMainStartTimestamp \
+    -- "$1" > "$work/unit" 2> /dev/null
   while IFS='=' read -r key value; do
     case $key in
       ActiveState) state=$value ;;
       UnitFileState) enabled=$value ;;
       NRestarts) restarts=$value ;;
       InvocationID) invocation=$value ;;
+      ExecMainStartTimestamp) since=$value ;;
     esac
   done < "$work/unit"
 }}
@@ -724,6 +739,7 @@ record_start() {{ # record_start UNIT DIGESTS: of the start that `look_at` saw l
   printf '%s %s\n' "$2" "$invocation" > "$work/record" &&
     mv -f -- "$work/record" "$home/started/$1" || fail "no space left below $home"
 }}
+tell_start() {{ say started "$1" "$since"; }} # as `look_at` saw it last
 record_applied() {{ # record_applied COMPONENT TOOL INPUTS TEXT: what was asked for (core/applied.py)
   printf '{applied.FORMAT}\t%s\t%s\t%s\n%s' "${{ended:=$(date +%s)}}" "$2" "$3" "$4" > "$work/applied/$1" ||
     fail "no space left below $home"

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kubeworker.components import kubelet
 from kubeworker.core import actions, csr, issuing, node_script
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.model import TlsEndpoint
@@ -227,8 +228,8 @@ class _Run:
     """Changes of the cluster's objects so far."""
     failed: int = 0
     """Nodes that this execution failed on; those that were not fit to begin with say nothing of the change itself."""
-    heartbeats: dict[str, str] = field(default_factory=dict)
-    """Of nodes that were Ready before their kubelet was restarted."""
+    starts: dict[str, str] = field(default_factory=dict)
+    """By node, when this execution started its kubelet anew, by the node's clock."""
     desk: Desk | None = None
     """Where certificates are approved meanwhile; it knows why a node has none. None while no apiserver is up."""
     group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
@@ -296,7 +297,6 @@ class _Run:
         with self._waiting((node.name for node in chosen if node.blobs), "artifacts to be compressed"):
             await self.delivery.prepare({blob for node in chosen for blob in node.blobs})
         if not self.options.serial:
-            await self._listen(chosen)
             await self._together(chosen)
             return
         size = self.options.serial
@@ -305,10 +305,10 @@ class _Run:
                 self._skip(chosen[start:])
                 return
             batch = chosen[start : start + size]
-            await self._listen(batch)
+            ready = await self._ready(batch)
             await self._batch(batch)
             if start + size < len(chosen):
-                await self._settle({node.name for node in batch})
+                await self._settle(ready)
 
     async def install(self, plan: Plan) -> None:
         """The charts' objects, once for all nodes, which now run what the agents need; then the agents themselves."""
@@ -332,24 +332,23 @@ class _Run:
                 hint = f"kubectl --namespace {chart.namespace} describe pod --selector k8s-app={chart.agent}"
                 self._fail(name, JoinFailed(text, subject=name, hint=hint))
 
-    async def _listen(self, batch: Sequence[NodePlan]) -> None:
-        """Take down the heartbeats of nodes that are Ready and whose kubelet is about to be restarted."""
+    async def _ready(self, batch: Sequence[NodePlan]) -> set[str]:
+        """Those that are Ready now and whose kubelet is about to be restarted."""
         kube = self.session.kube
         names = {node.name for node in batch if not node.joining and restarts_kubelet(node)}
         if kube is None or not names or self.session.cluster.cni == "none":
-            return
+            return set()
         seen = await looked_until(lambda: kube.nodes(names), lambda _: True, seconds=0)
-        if not isinstance(seen, ApiError):
-            self.heartbeats |= {node.name: node.heartbeat for node in seen if node.ready}
+        return set() if isinstance(seen, ApiError) else {node.name for node in seen if node.ready}
 
-    async def _settle(self, batch: set[str]) -> None:
+    async def _settle(self, ready: set[str]) -> None:
         """Nodes that were Ready are so again before the next batch begins: a unit's own gate does not see the node."""
         kube = self.session.kube
-        names = batch & self.heartbeats.keys() & self.going()
+        names = ready & self.going()
         if kube is None or not names:
             return
         with self._waiting(names, _READY):
-            away = await unready(lambda: kube.nodes(names), names, self.heartbeats, seconds=RESTART_SECONDS)
+            away = await unready(lambda: kube.nodes(names), names, self.starts, seconds=RESTART_SECONDS)
         for name, error in away.items():
             self.failed += 1
             self._fail(name, error)
@@ -450,8 +449,10 @@ class _Run:
                     begun = step.actions[number]
                     kind, subject = actions.kind(begun), actions.subject(begun)
                     report(ActionStarted(node=connection.name, kind=kind, subject=subject))
-                case _:
-                    pass
+                case None:
+                    unit, when = node_script.started(line) or ("", "")
+                    if unit == kubelet.UNIT:
+                        self.starts[connection.name] = when
 
         result = await connection.run(
             node_script.stage_script(step),
@@ -523,7 +524,7 @@ class _Run:
             return
         names = touched & self.going()
         with self._waiting(names, _READY):
-            away = await unready(lambda: kube.nodes(names), names, self.heartbeats)
+            away = await unready(lambda: kube.nodes(names), names, self.starts)
         for name, error in away.items():
             self._fail(name, error)
 

@@ -19,8 +19,11 @@ RESTART_SECONDS = 60
 
 Look = Callable[[], Awaitable[tuple[NodeStatus, ...]]]
 
-Heartbeats = Mapping[str, str]
-"""By node, the last heartbeat before its kubelet was restarted: what the API says until the next one is of the past."""
+Starts = Mapping[str, str]
+"""By node, when its kubelet was started anew (RFC 3339, by the node's own clock, as heartbeats are).
+
+What the former process said last is of the past. It may say it again at any moment until it ends.
+"""
 
 
 def restarts_kubelet(plan: NodePlan) -> bool:
@@ -29,18 +32,18 @@ def restarts_kubelet(plan: NodePlan) -> bool:
     return any(actions.kind(each) in {"start", "restart"} and actions.subject(each) == kubelet.UNIT for each in every)
 
 
-def is_ready(node: NodeStatus, before: Heartbeats) -> bool:
+def is_ready(node: NodeStatus, starts: Starts) -> bool:
     """Ready, and said so after its restart."""
-    return node.ready and node.heartbeat != before.get(node.name)
+    return node.ready and node.heartbeat >= starts.get(node.name, "")
 
 
 async def unready(
-    look: Look, names: Collection[str], before: Heartbeats, *, seconds: float = READY_SECONDS
+    look: Look, names: Collection[str], starts: Starts, *, seconds: float = READY_SECONDS
 ) -> dict[str, JoinFailed]:
     """Wait until all of these are Ready; those that are not, each with why. `look` reads them."""
     wanted = frozenset(names)
     seen = await looked_until(
-        look, lambda nodes: wanted <= {node.name for node in nodes if is_ready(node, before)}, seconds=seconds
+        look, lambda nodes: wanted <= {node.name for node in nodes if is_ready(node, starts)}, seconds=seconds
     )
     if isinstance(seen, ApiError):
         text = f"whether it is Ready is not known: the API can't be asked: {seen.message}"
@@ -50,7 +53,7 @@ async def unready(
     return {
         name: _failed(name, found.get(name), seconds)
         for name in sorted(wanted)
-        if name not in found or not is_ready(found[name], before)
+        if name not in found or not is_ready(found[name], starts)
     }
 
 

@@ -191,6 +191,14 @@ def test_progress_names_the_actions_of_the_plan(machine: Machine) -> None:
     assert [node_script.progress(line) for line in lines] == [(0, False), (0, True), (1, False), (1, True)]
 
 
+def test_a_units_start_is_told_as_a_heartbeat_is() -> None:
+    said = "kw started kubelet.service Mon 2026-11-30 23:08:23 UTC"
+    assert node_script.started(said) == ("kubelet.service", "2026-11-30T23:08:23Z")
+    assert node_script.started("kw started kubelet.service ") is None
+    assert node_script.started("kw action 0 start") is None
+    assert node_script.progress(said) is None
+
+
 def test_contents_are_in_neither_script_nor_output(machine: Machine) -> None:
     plan = machine.plan(machine.state(files=(machine.file("token", b"hunter2", mode=0o600, secret=True),)))
     done = machine.run(plan)

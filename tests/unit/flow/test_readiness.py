@@ -15,7 +15,8 @@ from kubeworker.errors import ApiUnreachable
 from kubeworker.flow.plan import NodePlan
 from kubeworker.flow.readiness import restarts_kubelet, unready
 
-BEFORE = {"w1": "10:00:00"}
+STARTS = {"w1": "2026-11-25T10:00:05Z"}
+EARLY, LATE = "2026-11-25T10:00:04Z", "2026-11-25T10:00:05Z"
 
 
 def node(*, ready: bool, heartbeat: str, reason: str = "") -> NodeStatus:
@@ -33,21 +34,21 @@ def looking(*each: NodeStatus) -> Callable[[], Awaitable[tuple[NodeStatus, ...]]
 
 
 async def test_what_was_said_before_the_restart_does_not_count() -> None:
-    stale, fresh = node(ready=True, heartbeat="10:00:00"), node(ready=True, heartbeat="10:00:07")
-    assert await unready(looking(stale, fresh), ["w1"], BEFORE, seconds=5) == {}
+    stale, fresh = node(ready=True, heartbeat=EARLY), node(ready=True, heartbeat=LATE)
+    assert await unready(looking(stale, fresh), ["w1"], STARTS, seconds=5) == {}
     assert await unready(looking(stale), ["w1"], {}, seconds=0) == {}
 
 
 @pytest.mark.parametrize(
     ("seen", "why"),
     [
-        ((node(ready=True, heartbeat="10:00:00"),), "kubelet has not reported since its restart"),
-        ((node(ready=False, heartbeat="10:00:07", reason="cni plugin not initialized"),), "cni plugin not initialized"),
+        ((node(ready=True, heartbeat=EARLY),), "kubelet has not reported since its restart"),
+        ((node(ready=False, heartbeat=LATE, reason="cni plugin not initialized"),), "cni plugin not initialized"),
         ((), "it has not registered"),
     ],
 )
 async def test_a_node_that_stays_away_is_named_with_the_reason(seen: tuple[NodeStatus, ...], why: str) -> None:
-    found = await unready(looking(*seen), ["w1"], BEFORE, seconds=0)
+    found = await unready(looking(*seen), ["w1"], STARTS, seconds=0)
     assert found["w1"].subject == "w1"
     assert found["w1"].message == f"not Ready after 0 s: {why}"
     assert "kubectl describe node w1" in found["w1"].hint
@@ -57,7 +58,7 @@ async def test_an_api_that_is_away_is_not_a_node_that_is() -> None:
     async def look() -> tuple[NodeStatus, ...]:
         raise ApiUnreachable("no kube-apiserver answers")
 
-    found = await unready(look, ["w1"], BEFORE, seconds=0)
+    found = await unready(look, ["w1"], STARTS, seconds=0)
     assert "the API can't be asked: no kube-apiserver answers" in found["w1"].message
 
 
