@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,9 @@ def test_a_link_to_nowhere_ends_the_build(clone: Path) -> None:
     done = built(clone)
     assert done.returncode == 1
     assert "no-such-page.md" in done.stderr
+
+
+def test_the_generated_pages_are_what_the_models_and_commands_say() -> None:
+    command = [sys.executable, "scripts/reference", "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

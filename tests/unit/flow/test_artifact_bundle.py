@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -52,13 +53,24 @@ def archive(reference: str, content: bytes = b"a program") -> bytes:
     return images.archive(images.Program(reference=reference, path="bin/x"), content, "amd64")
 
 
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose cache and lock file hold the artifact, which has been compressed once: that takes a while."""
+    folder = tmp_path_factory.mktemp("resolved")
+    (folder / "bin").mkdir()
+    shutil.copy(SHELL, folder / "bin/bash")
+    site = Site.at(folder / "home")
+    found = asyncio.run(site.resolve([shell_artifact()], sources=["local"], local=str(folder / "bin")))
+    for blob in found.values():
+        site.store.tar_member(blob)
+    return site.directory
+
+
 @pytest.fixture
-async def home(tmp_path: Path) -> Place:
+def home(resolved: Path, tmp_path: Path) -> Place:
     """Where there is a network: one artifact, an archive beside cluster.yaml, and one elsewhere."""
+    shutil.copytree(resolved, tmp_path / "home")
     site = Site.at(tmp_path / "home")
-    (tmp_path / "bin").mkdir()
-    shutil.copy(SHELL, tmp_path / "bin/bash")
-    await site.resolve([shell_artifact()], sources=["local"], local=str(tmp_path / "bin"))
     paths = (site.directory / "images/pause.tar", tmp_path / "elsewhere/busybox.tar")
     for path in paths:
         path.parent.mkdir()
@@ -180,7 +192,7 @@ def _remade(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 def _retold(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     """The uncompressed stream with something in it replaced by something as long."""
     assert len(old) == len(new)
-    return lambda content: gzip.compress(gzip.decompress(content).replace(old, new, 1))
+    return lambda content: gzip.compress(gzip.decompress(content).replace(old, new, 1), compresslevel=1)
 
 
 @pytest.mark.parametrize(

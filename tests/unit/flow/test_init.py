@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,9 +122,3 @@ def test_a_broken_kube_nginx_conf_is_named_with_its_line(tmp_path: Path) -> None
     with pytest.raises(InputError, match="line 2: the file ends inside a block") as caught:
         from_guide(tmp_path / "cluster.yaml", discover(), environment=GUIDE / "environment.sh", kube_nginx_conf=conf)
     assert caught.value.subject == str(conf)
-
-
-def test_the_reference_page_is_what_the_models_say() -> None:
-    command = [sys.executable, "scripts/reference", "--check"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
