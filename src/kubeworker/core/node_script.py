@@ -318,7 +318,12 @@ def _checks(plan: StagePlan) -> Iterator[str]:
     fresh = {subject(action) for action in plan.actions if isinstance(action, PutBinary | PutFile | PutLink)}
     for check in plan.checks:
         words = " ".join(_check_word(word, fresh) for word in check.command)
-        yield f'tmp=$(mktemp -d "$work/check.XXXXXX")\nrun_check {words}\n{_judge(check)}'
+        folder = 'tmp=$(mktemp -d "$work/check.XXXXXX")\n' if _TMP in words else ""
+        yield f"{folder}run_check {words}\n{_judge(check)}"
+
+
+_TMP = '"$tmp"'
+"""A folder for the checker alone, as a word of shell."""
 
 
 def _check_word(word: str, fresh: set[str]) -> str:
@@ -329,7 +334,7 @@ def _check_word(word: str, fresh: set[str]) -> str:
 
 def _check_piece(piece: str, fresh: set[str]) -> str:
     if piece == "{tmp}":
-        return '"$tmp"'
+        return _TMP
     if piece.startswith("{/"):
         path = piece[1:-1]
         return shlex.quote(candidate_path(path) if path in fresh else path)
@@ -749,21 +754,25 @@ records() {{ # the records made in $work/applied go live
     fail "no space left below $home"
 }}
 systemctl_unit() {{ # systemctl_unit VERB UNIT
-  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- ||
-    unit_failed "$2" "systemctl $1 $2: $(head -n 1 "$work/out")"
+  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- || unit_not "$@"
 }}
+unit_not() {{ unit_failed "$2" "systemctl $1 $2: $(head -n 1 "$work/out")"; }}
 start() {{
-  systemctl reset-failed -- "$1" 2> /dev/null
-  case $(systemctl is-active -- "$1") in
+  look_at "$1"
+  case $state in
     active) ;;
     # Half-way up it may have read the former files: starting it would change nothing.
-    activating | deactivating | reloading) systemctl_unit restart "$1" ;;
-    *) systemctl_unit start "$1" ;;
+    activating | deactivating | reloading) restart "$1" ;;
+    *) started_by start "$1" ;;
   esac
 }}
-restart() {{
-  systemctl reset-failed -- "$1" 2> /dev/null
-  systemctl_unit restart "$1"
+restart() {{ started_by restart "$1"; }}
+started_by() {{ # started_by VERB UNIT: starts of before do not count (systemd.unit(5), StartLimitBurst=)
+  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- && return 0
+  case $(systemctl show --property=Result --value -- "$2") in
+    start-limit-hit) systemctl reset-failed -- "$2"; systemctl_unit "$@" ;;
+    *) unit_not "$@" ;;
+  esac
 }}
 reload() {{ systemctl_unit reload "$1"; }}
 reload_workers() {{ # until the last worker has gone that still takes connections with the former configuration
@@ -812,10 +821,20 @@ await_gate() {{ # await_gate UNIT SECONDS FUNCTION
   [ "$state" = active ] || gate="it is $state"
   unit_failed "$1" "$1 is not healthy after $2 s: $gate"
 }}
-answers() {{ # answers URL HOST PORT PATH
+answers() {{ # answers URL HOST PORT PATH: within a second, in which one process asks again and again
+  # Nothing ever comes from descriptor 4: to read from it is to sleep without a process.
   # shellcheck disable=SC2016  # for the inner shell
-  status=$(timeout 5 bash -c 'exec 3<> "/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
-    read -r _ status _ <&3 && echo "$status"' "$2" "$3" "$4" 2> /dev/null)
+  status=$(timeout 5 bash -c 'exec 4<> <(:)
+    ask() {{
+      exec 3<> "/dev/tcp/$0/$1" && printf "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" "$2" "$0" >&3 &&
+        read -r _ status _ <&3
+    }}
+    for ((tries = 0; tries < 20; tries++)); do
+      status=
+      ask "$1" "$2"; [ "$status" != 200 ] || break
+      read -r -t 0.05 -u 4
+    done
+    echo "$status"' "$2" "$3" "$4" 2> /dev/null)
   gate="$1 answers ${{status:-nothing}}"
   [ "$status" = 200 ]
 }}
