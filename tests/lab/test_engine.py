@@ -233,6 +233,14 @@ async def test_a_stage_tells_when_a_unit_was_started_by_the_nodes_own_clock(engi
     assert told["kwtest.service"] >= earlier
 
 
+async def test_a_unit_that_was_started_too_often_before_is_started(engine: Engine) -> None:
+    refused = "while systemctl restart kwtest.service 2> /dev/null; do :; done; systemctl show -p Result --value kwtest"
+    assert await engine.ask(refused) == "start-limit-hit"
+    await engine.apply(demo(secret=b"three"))
+    assert await engine.ask("systemctl is-active kwtest.service kwtest-dependent.service") == "active\nactive"
+    assert await engine.changes(demo(secret=b"three")) == []
+
+
 async def test_a_reload_input_reloads_and_restarts_nothing(engine: Engine) -> None:
     before = await engine.invocations()
     assert await engine.apply(demo(conf=b"a=2\n")) == [("file", "conf"), ("reload", "kwtest.service")]
