@@ -34,9 +34,11 @@ from pathlib import Path
 from bench import sim_site
 from bench.sim_site import Site
 from kubeworker.components import discover
-from kubeworker.core import desired, diff, probe
+from kubeworker.core import desired, probe
+from kubeworker.core.actions import StartUnit
 from kubeworker.core.component import Credentials, Facts
 from kubeworker.core.desired import Inputs
+from kubeworker.core.diff import diff
 from kubeworker.core.model import Blob, NodeState
 from kubeworker.core.observed import Observed
 from kubeworker.core.pki import Ca
@@ -179,7 +181,9 @@ def _common(site: Site) -> None:
 
 def _write_state(root: Path, state: NodeState, copies: Mapping[str, Path]) -> None:
     """What an apply leaves, start records included."""
-    seen = Observed(clock=0, hostname="", machine_id="", machine="", kernel="", cgroup=2)
+    bare = Observed(clock=0, hostname="", machine_id="", machine="", kernel="", cgroup=2)
+    todo = [action for stage in diff(state, bare) for action in stage.actions]
+    records = {action.unit.name: action.record for action in todo if isinstance(action, StartUnit)}
     for stage in state.stages:
         for directory in stage.directories:
             place = root / directory.path.lstrip("/")
@@ -200,8 +204,8 @@ def _write_state(root: Path, state: NodeState, copies: Mapping[str, Path]) -> No
         for target in stage.kubeconfigs:
             _write(root, target.path, target.content, mode=0o600)
         for unit in stage.units:
-            digests = f"{diff.restart_digest(state, seen, unit)} {diff.reload_digest(state, seen, unit)}"
-            _write(root, f"{probe.HOME}/started/{unit.name}", f"{digests} {_INVOCATION}\n".encode(), mode=0o600)
+            record = f"{records[unit.name]} {_INVOCATION}\n"
+            _write(root, f"{probe.HOME}/started/{unit.name}", record.encode(), mode=0o600)
 
 
 _INVOCATION = "5" * 32

@@ -113,16 +113,6 @@ def blobs(state: NodeState) -> tuple[Blob, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def restart_digest(state: NodeState, observed: Observed, unit: Unit) -> str:
-    """The digest of the inputs with which the unit ought to have been started last."""
-    return _digest(_restart_inputs(unit, _Inputs(contents=_contents(state), observed=observed)))
-
-
-def reload_digest(state: NodeState, observed: Observed, unit: Unit) -> str:
-    """The digest of the inputs that the unit ought to have read at its last start or reload."""
-    return _digest(_reload_inputs(unit, _Inputs(contents=_contents(state), observed=observed)))
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Everything before the units
 

@@ -9,7 +9,8 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any
 
-from kubeworker.core import diff
+from kubeworker.core.actions import StartUnit
+from kubeworker.core.diff import diff
 from kubeworker.core.model import Blob, NodeState, RequireCommand, Stage, Unit
 from kubeworker.core.observed import Observed, SeenFile, SeenUnit, StartRecord
 from kubeworker.core.probe import store_path
@@ -93,12 +94,22 @@ def running(wanted: NodeState, observed: Observed, unit: Unit, *, invocation: st
         sub_state="running",
         file_state="enabled",
         invocation=invocation,
-        record=StartRecord(
-            restart=diff.restart_digest(wanted, observed, unit),
-            reload=diff.reload_digest(wanted, observed, unit),
-            invocation="a1",
-        ),
+        record=start_record(wanted, observed, unit),
     )
+
+
+def start_record(wanted: NodeState, observed: Observed, unit: Unit) -> StartRecord:
+    """What the tool writes when it starts the unit on this machine: the plan for one on which it does not run."""
+    others = {name: seen for name, seen in observed.units.items() if name != unit.name}
+    stages = diff(wanted, dataclasses.replace(observed, units=others))
+    (start,) = (
+        action
+        for stage in stages
+        for action in stage.actions
+        if isinstance(action, StartUnit) and action.unit.name == unit.name
+    )
+    restart, reload = start.record.split()
+    return StartRecord(restart=restart, reload=reload, invocation="a1")
 
 
 def with_file(observed: Observed, path: str, **fields: Any) -> Observed:

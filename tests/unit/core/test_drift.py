@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.core.engine_states import after, bare, blob, state, with_file, with_unit, without_file
+from tests.unit.core.engine_states import after, bare, blob, start_record, state, with_file, with_unit, without_file
 
 from kubeworker.core import applied, diff, drift
 from kubeworker.core.applied import Applied
@@ -185,10 +185,8 @@ def test_a_drop_in_is_named_and_the_restart_that_follows_is_not() -> None:
 def test_a_drop_in_that_the_last_apply_took_in_is_a_note() -> None:
     seen = with_file(left(wanted()), DROPIN, sha256="1" * 64, changed=APPLIED_AT - 60)
     known = with_unit(seen, "c.service", dropins=(DROPIN,))
-    digest = diff.restart_digest(wanted(), known, wanted().stages[0].units[0])
-    start = known.units["c.service"].record
-    assert start is not None
-    known = with_unit(known, "c.service", record=replace(start, restart=digest))
+    start = start_record(wanted(), known, wanted().stages[0].units[0])
+    known = with_unit(known, "c.service", record=start)
     found = judged(wanted(), known)
     assert found.drifts == ()
     assert found.notes == (f"c.service has a drop-in that is not this tool's: {DROPIN}",)
