@@ -7,7 +7,7 @@ from datetime import datetime
 
 from kubeworker.cli.page import Html, Text, badge, element, folded, joined, page, table
 from kubeworker.cli.progress import listed, size
-from kubeworker.cli.report_apply import ApplyDocument, NodeResult, closing, errors
+from kubeworker.cli.report_apply import ApplyDocument, NodeResult, closing, errors, moved
 from kubeworker.cli.report_plan import ActionDocument, NodeDocument, PlanDocument, alike, count, diff_lines, summary
 
 TONES = {"ok": "ok", "failed": "bad", "unreachable": "bad", "skipped": "late"}
@@ -65,13 +65,15 @@ def _result_errors(nodes: Sequence[NodeResult]) -> Iterator[Html]:
 
 def _nodes(nodes: Sequence[NodeResult]) -> Iterator[Html]:
     yield element("h2", Text("Nodes"))
-    head = ("node", "status", "changes", "sent", "seconds")
-    yield table(head, map(_result, nodes), numbers=frozenset({"changes", "sent", "seconds"}))
+    sent = any(map(moved, nodes))
+    head = ("node", "status", "changes", *(["sent"] if sent else []), "seconds")
+    rows = (_result(node, sent=sent) for node in nodes)
+    yield table(head, rows, numbers=frozenset({"changes", "sent", "seconds"}))
 
 
-def _result(node: NodeResult) -> Html:
-    moved = node["uploaded"] + node.get("pulled", 0)
-    numbers = (str(node["actions"]), size(moved) if moved else "", f"{node['seconds']:.1f}")
+def _result(node: NodeResult, *, sent: bool) -> Html:
+    bytes_ = [size(moved(node)) if moved(node) else ""] if sent else []
+    numbers = (str(node["actions"]), *bytes_, f"{node['seconds']:.1f}")
     return element(
         "tr",
         element("th", Text(node["name"]), scope="row"),

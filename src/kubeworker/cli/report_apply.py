@@ -44,14 +44,15 @@ class ApplyDocument(TypedDict):
 def print_result(screen: Console, result: ApplyDocument) -> None:
     """The table, the failures with their way out, and one closing line. Warnings were shown with the plan."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("NODE", "STATUS", "CHANGES", "SENT", "SECONDS"):
+    sent = any(moved(node) for node in result["nodes"])
+    for column in ("NODE", "STATUS", "CHANGES", *(["SENT"] if sent else []), "SECONDS"):
         table.add_column(column, justify="right" if column in {"CHANGES", "SENT", "SECONDS"} else "left")
     for node in result["nodes"]:
         table.add_row(
             node["name"],
             Text(node["status"], style=STYLES.get(node["status"], "")),
             str(node["actions"]),
-            _moved(node),
+            *([_moved(node)] if sent else []),
             f"{node['seconds']:.1f}",
         )
     screen.print(table)
@@ -60,6 +61,11 @@ def print_result(screen: Console, result: ApplyDocument) -> None:
         if hint:
             screen.print(Text(f"  hint: {hint}", style="dim"), soft_wrap=True)
     screen.print(Text(closing(result), style="bold"), soft_wrap=True)
+
+
+def moved(node: NodeResult) -> int:
+    """Bytes of artifacts that came to it, sent or fetched."""
+    return node["uploaded"] + node.get("pulled", 0)
 
 
 def _moved(node: NodeResult) -> str:

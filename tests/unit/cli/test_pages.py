@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 from kubeworker.cli.page_plan import apply_page, plan_page
 from kubeworker.cli.page_verify import verify_page
-from kubeworker.cli.report_apply import ApplyDocument
+from kubeworker.cli.report_apply import ApplyDocument, NodeResult
 from kubeworker.cli.report_plan import ActionDocument, ErrorDocument, NodeDocument, PlanDocument
 from kubeworker.core.checks import NodeReport, Status, Verdict, VerifyReport
 
@@ -132,6 +132,18 @@ def test_an_apply_has_what_became_of_each_node_and_why() -> None:
     assert "Applied: 2 changes on 1 node, 1 change in the cluster; not done: w9" in document.text
     assert "w1ok2214 MB12.3" in document.text
     assert "w9a <b> [KW1]\n  c" in document.text
+
+
+def test_an_apply_that_sent_nothing_has_no_column_for_it() -> None:
+    node: NodeResult = {"name": "w1", "status": "ok", "actions": 2, "seconds": 12.34, "uploaded": 0, "error": None}
+    sending: NodeResult = {**node, "pulled": 1000}
+
+    def text(node: NodeResult) -> str:
+        result: ApplyDocument = {"changes": 2, "nodes": [node], "warnings": []}
+        return References(apply_page(planned("w1"), result, subject="lab", at=AT)).text
+
+    assert "statuschangesseconds\nw1ok212.3" in text(node)
+    assert "statuschangessentseconds\nw1ok21 kB12.3" in text(sending)
 
 
 def test_an_apply_with_nothing_to_do_says_so() -> None:

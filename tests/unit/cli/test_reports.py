@@ -58,6 +58,14 @@ def test_what_a_node_fetched_itself_stands_beside_what_was_sent() -> None:
     assert " 5 kB pulled" in text
 
 
+def test_an_apply_that_sent_nothing_has_no_column_for_it() -> None:
+    text = applied(result("k8s-01", actions=3), result("k8s-02"))
+    assert [line.split() for line in text.splitlines()[:2]] == [
+        ["NODE", "STATUS", "CHANGES", "SECONDS"],
+        ["k8s-01", "ok", "3", "1.2"],
+    ]
+
+
 def test_a_failed_apply_names_the_node_the_reason_and_the_way_out() -> None:
     error = {
         "id": "action",
