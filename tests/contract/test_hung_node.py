@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,16 @@ async def test_a_node_that_says_it_hashes_is_given_the_time_for_it(tmp_path: Pat
     assert isinstance(looked["slow"], Failed)
     assert "did not end" not in looked["slow"].error.message, "ten seconds, of which eight were allowed for all else"
     assert "no-probe" in str(looked["slow"].error)
+
+
+async def test_a_node_that_hangs_while_it_hashes_is_named_with_the_seconds_that_it_was_given(tmp_path: Path) -> None:
+    with openssh(tmp_path / "slow", options="ForceCommand sleep 4; echo hashing; sleep 60") as server:
+        request = Request(cluster_file=cluster_yaml(tmp_path, slow=server))
+        async with open_look(request, lambda _: None) as session:
+            looked = await observe(session, surveyed=True)
+    assert isinstance(looked["slow"], Failed)
+    error = looked["slow"].error
+    said = re.fullmatch(r"looking at it did not end within ([0-9.]+) s", error.message)
+    assert said, error.message
+    assert 12 <= float(said[1]) < 20, "four until it said so, and from then on eight"
+    assert "ssh.probe_timeout (8 s;" in error.hint

@@ -239,7 +239,7 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
             session.inputs().state(specs[name], Facts()), rehash=session.request.rehash, surveyed=surveyed
         )
         began = time.time()
-        answer = await _asked(connection, text, session)
+        answer = await asked(connection, text, session)
         observed = parse(name, answer.stdout)
         session.report(NodeSeen(node=name))
         # The node read its clock somewhere between question and answer, which on a busy one are many seconds apart.
@@ -248,24 +248,31 @@ async def observe(session: Session, *, surveyed: bool = False) -> Mapping[str, O
     return await session.on_nodes(work)
 
 
-async def _asked(connection: Node, text: str, session: Session) -> Result:
-    """The probe's answer; NodeError where something on the node keeps it from its end: the others wait for the plan."""
+async def asked(connection: Node, text: str, session: Session) -> Result:
+    """What a node answers to a script that only looks. It has `ssh.probe_timeout`, and more once it says it hashes.
+
+    NodeError where something on the node keeps it from its end: the others wait for the plan.
+    """
     seconds = session.cluster.ssh.probe_timeout
     clock = asyncio.get_running_loop()
+    began = clock.time()
+    end = began + seconds
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with asyncio.timeout_at(end) as limit:
 
             def hear(line: str) -> None:
+                nonlocal end
                 if line == HASHING:
-                    limit.reschedule(clock.time() + seconds + _hash_seconds(session))
+                    end = clock.time() + seconds + _hash_seconds(session)
+                    limit.reschedule(end)
 
             return await connection.run(text, timeout=math.inf, on_line=hear)
     except TimeoutError as error:
         raise NodeError(
-            f"looking at it did not end within {seconds:g} s",
+            f"looking at it did not end within {round(end - began, 1):g} s",
             subject=connection.name,
             hint="it can be logged in to, and something there hangs: try df, systemctl status and crictl ps on it; "
-            "for one that is only slow set ssh.probe_timeout",
+            f"for one that is only slow set ssh.probe_timeout ({seconds:g} s; hashing has its own time besides)",
         ) from error
 
 

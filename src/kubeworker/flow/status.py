@@ -26,14 +26,12 @@ from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import credentials, status_cluster
 from kubeworker.flow.events import Reporter
-from kubeworker.flow.plan import NodePlan, make_plan
+from kubeworker.flow.plan import NodePlan, asked, make_plan
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.flow.status_cluster import ClusterLook
 from kubeworker.io.file_modes import open_to_others
 from kubeworker.io.fleet import Failed, Ok, Outcome
 from kubeworker.io.node import Node
-
-PROBE_SECONDS = 45.0
 
 Rotation: TypeAlias = Literal["works", "stuck", "late", "none"]
 """works: kubelet renews it and is not late. stuck: its request gets nowhere. late: it should have been renewed. none:
@@ -202,7 +200,7 @@ async def _probe(session: Session) -> Mapping[str, Outcome[_Look]]:
         # One channel for both; the second text ends the shell.
         looks = running_script.script(bin_dir=session.cluster.paths.bin_dir)
         checks = check_script.script(_checks(session, session.cluster.node(connection.name)))
-        answer = await connection.run(f"{looks}\n{checks}", timeout=PROBE_SECONDS)
+        answer = await asked(connection, f"{looks}\n{checks}", session)
         lines = answer.stdout.splitlines()
         mine = [line for line in lines if line.startswith(running_script.WORD)]
         rest = [line for line in lines if not line.startswith(running_script.WORD)]
