@@ -131,15 +131,18 @@ async def publish(
         only: Only these artifacts, by name, and no images.
         arch: The nodes' architecture; default: this machine's.
     """
+    from kubeworker.cli.output import check_folder
     from kubeworker.cli.progress import size
     from kubeworker.cli.report import reporting
     from kubeworker.components import discover
     from kubeworker.core.desired import archives
+    from kubeworker.core.pull_script import FOLDER
     from kubeworker.flow.artifact_publish import publish as write
     from kubeworker.flow.artifacts import resolve
     from kubeworker.io.blob_store import BlobStore
 
     cluster, artifacts = _artifacts(file, only)
+    check_folder(out / FOLDER)
     store, wanted = BlobStore.default(), tuple(each for each in artifacts if not each.control_host)
     with reporting(progress.form) as report:
         blobs = await resolve(file, cluster, wanted, architecture=arch, report=report, store=store)
@@ -156,6 +159,7 @@ async def import_(
     *,
     file: File = DEFAULT_FILE,
     sha256: Annotated[str, Parameter(name="--sha256", negative="", show_default=False)] = "",
+    progress: ProgressOptions = PROGRESS,
 ) -> None:
     """Put a bundle's artifacts into the cache, its pins into kubeworker.lock, its images where cluster.yaml names them.
 
@@ -167,6 +171,7 @@ async def import_(
         file: This site's cluster file; kubeworker.lock lies beside it.
         sha256: Refuse the bundle unless the file has this hash, which `artifacts bundle` printed.
     """
+    from kubeworker.cli.report import reporting
     from kubeworker.cli.spec import load_cluster
     from kubeworker.components import discover
     from kubeworker.core.desired import archives
@@ -174,12 +179,17 @@ async def import_(
     from kubeworker.io.blob_store import BlobStore
 
     cluster, store = load_cluster(file), BlobStore.default()
-    brought = await unbundle(file, archives(cluster, discover()), source, sha256=sha256, store=store)
+    with reporting(progress.form) as report:
+        brought = await unbundle(file, archives(cluster, discover()), source, sha256=sha256, store=store, report=report)
+    missing = [f"still missing for {file}: {name}" for name in _missing(file, cluster, store)]
+    if progress.quiet:
+        sys.stdout.writelines(f"{line}\n" for line in missing)
+        return
     lines = [
         f"{source}: {len(brought.artifacts)} artifacts in the cache: {', '.join(brought.artifacts)}",
         *(f"{path}: images of the bundle" for path in brought.images),
         *(f"{path}: left out, {file} does not name it" for path in brought.unnamed),
-        *(f"still missing for {file}: {name}" for name in _missing(file, cluster, store)),
+        *missing,
     ]
     if others := [each for each in cluster.artifacts.sources if each != "cache"]:
         lines.append(f"artifacts.sources in {file} names {', '.join(others)} too: sources: [cache] looks nowhere else")

@@ -44,8 +44,9 @@ def line(event: Event) -> str:
             return f"{node}: waits for {what}" if what else f"{node}: goes on"
         case CheckDone(node=node, id=check, status=status, detail=detail):
             return f"{node or 'cluster'}: {check}: {status}{f': {detail}' if detail and status != 'passed' else ''}"
-        case Transfer(node=node, subject=subject, done=done, total=total):
-            return f"{node}: " * bool(node) + f"{subject} {size(done)}{f' of {size(total)}' if total else ''}"
+        case Transfer(node=node, subject=subject, done=done, total=total, what=what):
+            whose = f"{node}: " * bool(node) + f"{what} " * bool(what)
+            return f"{whose}{subject} {size(done)}{f' of {size(total)}' if total else ''}"
         case NodeDone(node=node, status=status, detail=detail, seconds=seconds):
             took = f" after {seconds:.1f} s" if seconds else ""
             return f"{node}: {status}{took}{f': {headline(detail)}' if detail else ''}"

@@ -70,6 +70,16 @@ def check_writable(path: Path) -> None:
         raise FileError("can't be written", subject=str(path), hint=hint)
 
 
+def check_folder(path: Path) -> None:
+    """InputError where no files could be put into this folder, which need not be there yet."""
+    whole = path.absolute()
+    there = next(each for each in (whole, *whole.parents) if os.path.lexists(each))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        missing = f": {there} is {'not yours to write to' if there.is_dir() else 'no folder'}"
+        hint = "name a folder that you can write to; it is made where there is none yet"
+        raise FileError(f"can't be written{missing}", subject=str(path), hint=hint)
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a report file. InputError: it can't be written there."""
     try:

@@ -32,7 +32,7 @@ _ENDED = frozenset({"failed", "unreachable", "skipped"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One node's line, one download's (the name is then the artifact's), or that of the cluster's objects."""
+    """One node's line, one download's or a bundle's (the name is then the file's), or that of the cluster's objects."""
 
     name: str
     kind: RowKind = "node"
@@ -136,7 +136,9 @@ class Progress:
     def _moved(self, event: Transfer, at: float) -> Progress:
         is_whole = event.total > 0 and event.done >= event.total
         if not event.node:
-            row = replace(self._row(event.subject, "download"), stage="download", done=event.done, total=event.total)
+            stage = event.what or "download"
+            row = self._row(event.subject, "download")
+            row = replace(row, status="running", stage=stage, done=event.done, total=event.total, finished=False)
             return self._with(replace(row, status="ok", finished=True) if is_whole else row, at)
         row = replace(self._row(event.node), status="running", stage=event.subject, waits="", last="")
         if is_whole:
@@ -188,8 +190,10 @@ def _parts(progress: Progress) -> list[str]:
         parts.append(f"{actions} of {steps} {what}")
     if moved := sum(row.moved + row.done for row in nodes):
         parts.append(f"{size(moved)} sent")
-    if loading := sum(row.kind == "download" and row.moves for row in progress.rows.values()):
+    moving = [row for row in progress.rows.values() if row.kind == "download" and row.moves]
+    if loading := sum(row.stage == "download" for row in moving):
         parts.append(f"{loading} download{'s' * (loading > 1)}")
+    parts += [f"{row.stage} {row.name}" for row in moving if row.stage != "download"]
     return parts
 
 

@@ -20,8 +20,9 @@ from kubeworker.core.bundle import ImageFile
 from kubeworker.core.lockfile import Lock
 from kubeworker.core.model import Blob
 from kubeworker.errors import BundleError, FileError, reason
-from kubeworker.flow.artifact_run import change_lock, read_lock
+from kubeworker.flow.artifact_run import change_lock, progress, read_lock
 from kubeworker.flow.artifacts import lock_path
+from kubeworker.flow.events import Event, Reporter, silent
 from kubeworker.io import bundle_file, oci_archive
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.bundle_file import Opened, Written
@@ -62,14 +63,21 @@ async def bundle(
 
 
 async def unbundle(
-    cluster_file: Path, archives: Sequence[str], source: Path, *, sha256: str = "", store: BlobStore
+    cluster_file: Path,
+    archives: Sequence[str],
+    source: Path,
+    *,
+    sha256: str = "",
+    store: BlobStore,
+    report: Reporter = silent,
 ) -> Imported:
     """Put everything of a bundle in its place. `archives` are the image archives that this host's cluster.yaml names.
 
     ArtifactError or InputError, before anything is changed, when the bundle is not whole, when the lock file already
     pins other bytes, or when another file lies in an image archive's place. `sha256`, if given, is the whole file's.
     """
-    opened = await asyncio.to_thread(bundle_file.open_, source)
+    told = _from_thread(report)
+    opened = await asyncio.to_thread(bundle_file.open_, source, progress(told, source.name, what="check"))
     if sha256 and opened.sha256 != sha256.lower():
         hint = "this is another bundle than the one that was meant: ask its maker for the hash that was printed"
         raise BundleError(f"has sha256 {opened.sha256}, not {sha256}", subject=str(source), hint=hint)
@@ -84,7 +92,7 @@ async def unbundle(
     places = {portable(path, cluster_file): Path(path) for path in archives}
     wanted = {places[image.path]: image.blob for image in opened.index.images if image.path in places}
     missing = {path: blob for path, blob in wanted.items() if not _is_there(path, blob, store)}
-    await asyncio.to_thread(bundle_file.unpack, opened, store)
+    await asyncio.to_thread(bundle_file.unpack, opened, store, progress(told, source.name, what="unpack"))
     for path, blob in missing.items():
         await asyncio.to_thread(_place, store.path(blob), path)
     await change_lock(store, lock_path(cluster_file), merged)
@@ -93,6 +101,16 @@ async def unbundle(
         images=tuple(wanted),
         unnamed=tuple(image.path for image in opened.index.images if image.path not in places),
     )
+
+
+def _from_thread(report: Reporter) -> Reporter:
+    """The same reporter for a thread: it is called where all others call it."""
+    loop = asyncio.get_running_loop()
+
+    def tell(event: Event) -> None:
+        loop.call_soon_threadsafe(report, event)
+
+    return tell
 
 
 def portable(path: str, cluster_file: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kubeworker.core import pull_script, tar_stream
 from kubeworker.core.model import Blob
-from kubeworker.errors import ArtifactError
+from kubeworker.errors import FileError, reason
 from kubeworker.io import oci_archive
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.io.whole_file import replacing
@@ -34,7 +34,7 @@ class Published:
 async def publish(blobs: Collection[Blob], archives: Sequence[str], out: Path, *, store: BlobStore) -> Published:
     """Write these artifacts, and these image archives on this host, below `out`, which the mirror serves as its base.
 
-    Others that are there stay: nodes of another version or cluster may want them. ArtifactError: it can't be written.
+    Others that are there stay: nodes of another version or cluster may want them. FileError: it can't be written.
     """
     images = [(await asyncio.to_thread(oci_archive.read, Path(path), store)).blob for path in dict.fromkeys(archives)]
     folder = out / pull_script.FOLDER
@@ -46,9 +46,18 @@ async def publish(blobs: Collection[Blob], archives: Sequence[str], out: Path, *
             for path, blob in new.items():
                 group.create_task(asyncio.to_thread(_write, path, store.path(blob)))
         size = sum(path.stat().st_size for path in wanted)
-    except* OSError as error:
-        raise ArtifactError(f"can't be written: {error.exceptions[0]}", subject=str(folder)) from error
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    except ExceptionGroup as several:
+        # Mostly the same trouble for each file: one is enough to read.
+        first = several.exceptions[0]
+        raise (_unwritable(folder, first) if isinstance(first, OSError) else first) from several
     return Published(folder=folder, written=len(new), kept=len(wanted) - len(new), size=size)
+
+
+def _unwritable(folder: Path, error: OSError) -> FileError:
+    hint = "name a folder that you can write to, with room for all artifacts"
+    return FileError(f"can't be written: {reason(error)}", subject=str(folder), hint=hint)
 
 
 def _write(path: Path, source: Path) -> None:

@@ -172,7 +172,7 @@ def _checked_key(run: Run, artifact: Artifact, blob: Blob) -> tuple[str, ...]:
     return ("checked", blob.sha256, artifact.name, artifact.version, run.architecture, policy)
 
 
-def progress(run: Run, subject: str) -> Callable[[int, int], None]:
+def progress(report: Reporter, subject: str, *, what: str = "") -> Callable[[int, int], None]:
     """A transfer's progress as events, not more than a few a second."""
     last = 0.0
 
@@ -181,7 +181,7 @@ def progress(run: Run, subject: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if now - last >= _BETWEEN_REPORTS or done == total:
             last = now
-            run.report(Transfer(subject=subject, done=done, total=total))
+            report(Transfer(subject=subject, done=done, total=total, what=what))
 
     return tell
 

@@ -137,7 +137,7 @@ async def _download(
     published = await _published(run, fetcher, url, release)
     async with run.store.locked(url):
         partial = run.store.partial(url)
-        await fetcher.file(url, partial, sha256=published, progress=progress(run, subject))
+        await fetcher.file(url, partial, sha256=published, progress=progress(run.report, subject))
         with run.store.work() as work:
             whole = partial.rename(work / "download")
             for artifact, release in members:
@@ -359,7 +359,7 @@ async def _source(run: Run, artifact: Artifact, plan: ConfigureBuild, work: Path
         url = _source_url(run, plan)
         fetched = run.store.partial(url)
         async with Fetcher() as fetcher:
-            await fetcher.file(url, fetched, sha256="", progress=progress(run, f"{artifact.name} source"))
+            await fetcher.file(url, fetched, sha256="", progress=progress(run.report, f"{artifact.name} source"))
     blob = await asyncio.to_thread(run.store.adopt, fetched)
     run.store.remember(key, blob)
     return blob

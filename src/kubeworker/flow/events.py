@@ -90,13 +90,15 @@ class ActionDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Bytes moved so far: a download (no node) or an upload to a node."""
+    """Bytes moved so far: a download, a file on this host that is worked through, or an upload to a node."""
 
     subject: str
     done: int
     total: int
     """0 while the size is unknown."""
     node: str = ""
+    what: str = ""
+    """What is done with a file on this host: check, unpack; empty for what comes from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,12 +90,20 @@ class _Hashed:
         return self.file.write(data)
 
 
-def open_(path: Path) -> Opened:
+Tell = Callable[[int, int], None]
+"""Is told how many bytes of how many are done."""
+
+
+def _untold(_done: int, _total: int) -> None:
+    """For those who don't ask."""
+
+
+def open_(path: Path, tell: Tell = _untold) -> Opened:
     """Check the whole file against the hash at its end, then read what it says of itself.
 
     ArtifactError where a single bit is not as it was written, or the file is no bundle at all.
     """
-    digest = _checked(path)
+    digest = _checked(path, tell)
     with _entries(path) as entries:
         index = bundle.parse(_small(path, entries, bundle.INDEX), subject=str(path))
         lock = _small(path, entries, lockfile.NAME)
@@ -106,8 +114,15 @@ Sink = Callable[[IO[bytes] | None], None]
 """Copies an entry's content into a file, or only checks it (None). To be called before the next entry is asked for."""
 
 
-def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
+def contents(opened: Opened, tell: Tell = _untold) -> Iterator[tuple[Blob, Sink]]:
     """Every blob in its order, with what copies it; ArtifactError where a blob is not what its name says."""
+    done, total = 0, sum(blob.size for blob in opened.index.blobs)
+
+    def copied(number: int) -> None:
+        nonlocal done
+        done += number
+        tell(done, total)
+
     with _entries(opened.path) as entries:
         for name in (bundle.INDEX, lockfile.NAME):
             _small(opened.path, entries, name)
@@ -116,7 +131,7 @@ def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
             file = _entry(opened.path, entries, name, blob.size)
 
             def sink(out: IO[bytes] | None, file: IO[bytes] = file, blob: Blob = blob) -> None:
-                found = _copy(opened.path, file, out)
+                found = _copy(opened.path, file, out, copied)
                 if found != blob.sha256:
                     message = f"its file sha256-{blob.sha256} has sha256 {found}"
                     raise BundleError(message, subject=str(opened.path), hint="make the bundle again")
@@ -125,12 +140,12 @@ def contents(opened: Opened) -> Iterator[tuple[Blob, Sink]]:
         _entry(opened.path, entries, bundle.HASH, 65)
 
 
-def unpack(opened: Opened, store: BlobStore) -> None:
+def unpack(opened: Opened, store: BlobStore, tell: Tell = _untold) -> None:
     """Put every blob into the store: all of them, or none where one is not what it should be or there is no room."""
     try:
         with store.work() as work:
             blobs = []
-            for blob, copy in contents(opened):
+            for blob, copy in contents(opened, tell):
                 if _is_in(store, blob):
                     copy(None)
                     continue
@@ -153,15 +168,16 @@ def _is_in(store: BlobStore, blob: Blob) -> bool:
     return True
 
 
-def _checked(path: Path) -> str:
+def _checked(path: Path, tell: Tell) -> str:
     """The whole file's sha256, once its end was found to be the one that its other bytes ask for."""
     try:
         with path.open("rb") as file:
-            left = path.stat().st_size - bundle.END_LENGTH
+            left = total = path.stat().st_size - bundle.END_LENGTH
             whole = hashlib.sha256()
             while left > 0 and (chunk := file.read(min(_CHUNK, left))):
                 whole.update(chunk)
                 left -= len(chunk)
+                tell(total - left, total)
             end = file.read(bundle.END_LENGTH + 1)
     except OSError as error:
         raise BundleError(f"can't be read: {reason(error)}", subject=str(path), hint="check the path") from error
@@ -219,7 +235,7 @@ def _other(path: Path, entry: tarfile.TarInfo | None, name: str) -> ArtifactErro
     return BundleError(f"holds {found} where {name} should be", subject=str(path), hint="make the bundle again")
 
 
-def _copy(path: Path, file: IO[bytes], out: IO[bytes] | None) -> str:
+def _copy(path: Path, file: IO[bytes], out: IO[bytes] | None, copied: Callable[[int], None]) -> str:
     found = hashlib.sha256()
     while True:
         with _reading(path):
@@ -229,3 +245,4 @@ def _copy(path: Path, file: IO[bytes], out: IO[bytes] | None) -> str:
         found.update(chunk)
         if out is not None:
             out.write(chunk)
+        copied(len(chunk))

@@ -151,6 +151,8 @@ OTHER_FILES = {
     "lock file that is none": Bad("artifacts list", files={"kubeworker.lock": "{{{"}),
     "no bundle": Bad("artifacts import bundle.tar"),
     "a bundle that is none": Bad("artifacts import bundle.tar", files={"bundle.tar": "x"}),
+    "publish below a file": Bad("artifacts publish cluster.yaml"),
+    "publish where no file can be": Bad("artifacts publish /proc/self"),
     "no CA": Bad("plan"),
     "a CA that is none": Bad("plan", files={"ca.pem": "x", "ca-key.pem": "x"}),
     "unknown node": Bad("plan --node k8s-03"),

@@ -55,6 +55,18 @@ def test_an_unknown_artifact_is_wrong_input_and_the_known_ones_are_named(
     assert "kubelet" in message
 
 
+def test_publishing_looks_at_the_folder_before_it_gets_anything(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("publish", cluster, "-f", cluster, "--only", "bridge") == 3
+    said = capsys.readouterr().err
+    assert f"{cluster}/kubeworker: can't be written: {cluster} is no folder [file]" in said
+    assert "hint: name a folder that you can write to" in said
+    assert run("publish", cluster.parent / "new", "-f", cluster, "--only", "bridge") == 1
+    assert str(cluster.parent / "bin/bridge") in capsys.readouterr().err, "no source has it"
+    assert not (cluster.parent / "new").exists()
+
+
 def test_what_no_source_has_is_one_error_that_names_the_file(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fetch", "-f", cluster, "--only", "bridge") == 1
     assert str(cluster.parent / "bin/bridge") in capsys.readouterr().err

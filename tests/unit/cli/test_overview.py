@@ -41,7 +41,18 @@ TELLING = {"--quiet", "-q", "--plain", "--json-events"}
 def test_every_command_with_progress_can_be_told_how_in_the_same_way() -> None:
     found = {name: options(parsed) & TELLING for name, parsed in walked(app) if parsed.default_command}
     told = {name for name, taken in found.items() if taken == TELLING}
-    verbs = ("preflight", "plan", "apply", "verify", "status", "render", "artifacts fetch", "csr approve", "lab up")
+    verbs = (
+        "preflight",
+        "plan",
+        "apply",
+        "verify",
+        "status",
+        "render",
+        "artifacts fetch",
+        "artifacts import",
+        "csr approve",
+        "lab up",
+    )
     assert told >= {f"kubeworker {verb}" for verb in verbs}
     assert {name for name, taken in found.items() if taken & {"--plain", "--json-events"}} == told
 

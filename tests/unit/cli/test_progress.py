@@ -48,6 +48,16 @@ def test_a_download_is_a_row_of_its_own_and_ends_by_itself() -> None:
     assert rows["download kubelet"].status == "ok"
 
 
+def test_a_file_that_is_worked_through_is_one_row_that_says_with_what() -> None:
+    check = Transfer(subject="bundle.tar.gz", done=2, total=2, what="check")
+    unpack = Transfer(subject="bundle.tar.gz", done=1, total=5, what="unpack")
+    rows = after(check, unpack)
+    (row,) = rows.values()
+    assert (row.name, row.state, row.done, row.total) == ("bundle.tar.gz", "unpack", 1, 5)
+    assert summary(reduce(Progress.after, (check, unpack), Progress()), 12) == "unpack bundle.tar.gz, 12 s"
+    assert line(check) == "check bundle.tar.gz 2 B of 2 B"
+
+
 def test_failed_checks_are_counted() -> None:
     rows = after(CheckDone(node="a", id="x", status="passed"), CheckDone(node="a", id="y", status="failed"))
     assert (rows["a"].actions, rows["a"].failures) == (2, 1)

@@ -21,6 +21,7 @@ from kubeworker.core.bundle import ImageFile
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, InputError
 from kubeworker.flow.artifact_bundle import Imported, bundle, portable, unbundle
+from kubeworker.flow.events import Transfer
 from kubeworker.io import bundle_file
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.lab import images
@@ -38,7 +39,8 @@ class Place:
         return self.site.directory / "cluster.yaml"
 
     async def take(self, source: Path, sha256: str = "") -> Imported:
-        return await unbundle(self.file, self.archives, source, sha256=sha256, store=self.site.store)
+        report = self.site.events.append
+        return await unbundle(self.file, self.archives, source, sha256=sha256, store=self.site.store, report=report)
 
     def state(self) -> dict[str, str]:
         """Everything that an import can change, by path: hashes of files."""
@@ -106,6 +108,18 @@ async def test_a_bundle_is_all_that_an_air_gapped_site_needs(home: Place, packed
     blobs = await away.site.resolve([shell_artifact()], sources=["cache"])
     assert away.site.store.path(blobs["bash"]).read_bytes() == SHELL.read_bytes()
     assert [Path(path).read_bytes() for path in away.archives] == list(originals.values())
+
+
+async def test_an_import_tells_how_far_it_is_with_checking_and_unpacking(packed: Path, away: Place) -> None:
+    await away.take(packed)
+    told = [event for event in away.site.events if isinstance(event, Transfer)]
+    steps = [event.what for event in told]
+    assert steps == sorted(steps), "first the one, then the other"
+    ends = {event.what: event for event in told}
+    assert list(ends) == ["check", "unpack"]
+    assert ends["check"].total == packed.stat().st_size - form.END_LENGTH
+    assert ends["unpack"].total > ends["check"].total, "as large as it is unpacked"
+    assert all(event.done == event.total and event.subject == packed.name for event in ends.values())
 
 
 async def test_an_import_that_was_done_changes_nothing(packed: Path, away: Place) -> None:

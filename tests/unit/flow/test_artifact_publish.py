@@ -9,7 +9,7 @@ import pytest
 from tests.artifact_site import SHELL, Site
 
 from kubeworker.core.pull_script import file_name
-from kubeworker.errors import ArtifactError
+from kubeworker.errors import FileError
 from kubeworker.flow.artifact_publish import publish
 
 
@@ -31,6 +31,17 @@ async def test_each_artifact_is_a_file_named_by_its_hash_and_written_once(tmp_pa
 async def test_a_folder_that_can_not_be_is_named(tmp_path: Path) -> None:
     site = Site.at(tmp_path / "site")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="can't be written") as caught:
+    with pytest.raises(FileError, match="can't be written: not a directory\n") as caught:
         await publish([site.store.add_file(SHELL)], (), tmp_path / "file", store=site.store)
     assert caught.value.subject.startswith(str(tmp_path / "file"))
+
+
+async def test_what_keeps_several_files_from_being_written_is_told_once(tmp_path: Path) -> None:
+    """Nobody can make a file in /proc."""
+    site, served = Site.at(tmp_path / "site"), tmp_path / "served"
+    blobs = [site.store.add_file(SHELL), site.store.add_file(Path("/bin/cat"))]
+    served.mkdir()
+    (served / "kubeworker").symlink_to("/proc/self/fd")
+    with pytest.raises(FileError, match="can't be written: ") as caught:
+        await publish(blobs, (), served, store=site.store)
+    assert (caught.value.subject, bool(caught.value.hint)) == (str(served / "kubeworker"), True)
