@@ -252,6 +252,17 @@ async def test_an_edit_is_shown_with_its_author_and_taken_back(
     assert (await charts.plan(kube, (made,), tools, None)).actions == ()
 
 
+async def test_a_chart_without_helm_at_hand_is_told_and_not_compared(
+    control_plane: ControlPlane, kube: Kube, tools: dict[str, Path], tmp_path: Path
+) -> None:
+    made = release(control_plane, tmp_path, hubble=False)
+    planned = await charts.plan(kube, (made,), {"helm": tools["helm"]}, None)
+    why = "cilium-chart is not in this host's cache; get: kubeworker artifacts fetch"
+    assert (planned.actions, planned.warnings) == ((), (f"the objects of cilium are not compared: {why}",))
+    planned = await charts.plan(kube, (made,), {}, None)
+    assert "helm and cilium-chart are not in this host's cache" in planned.warnings[0]
+
+
 @pytest.fixture
 def installed_by_helm(control_plane: ControlPlane, tools: dict[str, Path], tmp_path: Path) -> Iterator[None]:
     """Cilium as its documentation installs it, with Hubble; the release's record goes in the end."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
@@ -35,7 +35,7 @@ from kubeworker.core.actions import (
     SwapOff,
 )
 from kubeworker.core.applied import Applied, Item, Key
-from kubeworker.core.model import NodeState, Origin, Stage
+from kubeworker.core.model import UNKNOWN, Binary, NodeState, Origin, Stage
 from kubeworker.core.observed import Observed, SeenFile
 from kubeworker.core.probe import DROPIN_DIRS
 
@@ -92,6 +92,30 @@ class NodeDrift:
     """The last apply that changed something here (RFC 3339); empty where nothing tells."""
     tool: str = ""
     """The version that did it."""
+
+
+def assumed(state: NodeState, observed: Observed) -> tuple[NodeState, tuple[str, ...]]:
+    """The state to hold a node against where some binaries' bytes are UNKNOWN, and which of them that leaves out.
+
+    Such a binary is what the node's record says was put there in this version. Of another version there must be other
+    bytes, whichever: it stays UNKNOWN. Where there is no record, it is what lies there: it is not compared.
+    """
+    left_out: list[str] = []
+
+    def known(stage: Stage, binary: Binary) -> Binary:
+        record = observed.applied.get(stage.component)
+        put = record.items.get(("binary", binary.path)) if record else None
+        there = observed.sha256(binary.path)
+        if binary.blob != UNKNOWN or (put and put.note != binary.version) or not (put or there):
+            return binary
+        if put is None:
+            left_out.append(binary.path)
+        return replace(binary, blob=replace(UNKNOWN, sha256=put.value.split()[0] if put else there))
+
+    stages = tuple(
+        replace(stage, binaries=tuple(known(stage, binary) for binary in stage.binaries)) for stage in state.stages
+    )
+    return replace(state, stages=stages), tuple(left_out)
 
 
 def judge(state: NodeState, observed: Observed, stages: Sequence[StagePlan]) -> NodeDrift:

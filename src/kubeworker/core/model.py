@@ -23,6 +23,10 @@ class Blob:
     """Bytes."""
 
 
+UNKNOWN = Blob(sha256="0" * 64, size=0)
+"""Stands for an artifact of which this host knows no bytes; no file has this hash."""
+
+
 # Of most files a fleet has one content, which is asked for its hash several times a node.
 @functools.lru_cache(maxsize=8192)
 def _sha256(content: bytes) -> str:

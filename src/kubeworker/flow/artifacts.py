@@ -68,8 +68,9 @@ async def locked(
 
 
 def pinned(cluster_file: Path, cluster: ClusterFile, artifacts: Sequence[Artifact]) -> dict[str, Blob]:
-    """Those that the lock file pins; nothing is got."""
-    run = _run(cluster_file, cluster, None, update_lock=False, report=silent, store=None)
+    """Those that the lock file pins; nothing is got, and nothing written."""
+    store = BlobStore.default(make=False)
+    run = _run(cluster_file, cluster, None, update_lock=False, report=silent, store=store)
     return _pinned(run, _distinct(artifacts))
 
 

@@ -107,6 +107,15 @@ async def tools(
     return {name: await asyncio.to_thread(store.path, blob) for name, blob in blobs.items()}
 
 
+async def tools_at_hand(
+    cluster_file: Path, cluster: ClusterFile, registry: Registry, *, store: BlobStore
+) -> dict[str, Path]:
+    """Those of them that are pinned and in the cache; nothing is got, and nothing written."""
+    pinned = artifacts.pinned(cluster_file, cluster, desired.tools(cluster, registry))
+    there = {name: blob for name, blob in pinned.items() if store.has(blob)}
+    return {name: await asyncio.to_thread(store.path, blob) for name, blob in there.items()}
+
+
 async def render(chart: Chart, files: Mapping[str, Path], kube_version: str) -> tuple[Document, ...]:
     """The chart's objects for a cluster of this version."""
     return await helm.template(
@@ -127,7 +136,10 @@ async def render(chart: Chart, files: Mapping[str, Path], kube_version: str) -> 
 async def plan(
     kube: Kube, several: Sequence[Release], files: Mapping[str, Path], nodes: Collection[str] | None
 ) -> ChartsPlan:
-    """What would change in the cluster, and how the agents on these nodes are (None: on all)."""
+    """What would change in the cluster, and how the agents on these nodes are (None: on all).
+
+    A chart whose `files` are not all there, as where a run only looks, is not compared, and that is told.
+    """
     if not several:
         return ChartsPlan()
     actions: list[ObjectAction] = []
@@ -136,6 +148,13 @@ async def plan(
     version = await kube.version()
     for release in several:
         chart = release.chart
+        if absent := [name for name in ("helm", chart.artifact) if name not in files]:
+            agents = await look(kube, chart, nodes)
+            why = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not in this host's cache"
+            warnings.append(
+                f"the objects of {chart.component} are not compared: {why}; get: kubeworker artifacts fetch"
+            )
+            continue
         rendered, agents = await asyncio.gather(render(chart, files, version), look(kube, chart, nodes))
         changes = await compare(kube, chart, rendered)
         actions += changes.actions

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import actions, desired, joined, preflight, preflight_fleet, probe, pull_script
+from kubeworker.core import actions, desired, drift, joined, preflight, preflight_fleet, probe, pull_script
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
@@ -44,6 +44,8 @@ class NodePlan:
     """The desired state that the stages lead to; None where the node could not be looked at."""
     observed: Observed | None = field(default=None, repr=False)
     """What the node showed."""
+    left_out: tuple[str, ...] = ()
+    """Binaries, by path, that a run which only looks has nothing to hold against."""
     faults: tuple[Row, ...] = ()
     """Why it is not fit for the stages: then there are none, and `error` names them all."""
     joining: bool = False
@@ -324,6 +326,7 @@ def _node_plan(
         service_proxy_replaced=agents.replaces_proxy and node.name in agents.ready,
     )
     state = session.inputs(objects.token(node.name)).state(node, with_seen(facts, observed))
+    state, left_out = drift.assumed(state, observed) if session.unpinned else (state, ())
     stages = diff(state, observed)
     rows = checked(node, look, state, fleet, stages)
     faults = [row for row in rows if row.status == "failed"]
@@ -337,6 +340,7 @@ def _node_plan(
         warnings=tuple(row.message for row in rows if row.status == "warning"),
         state=state,
         observed=observed,
+        left_out=left_out,
         faults=tuple(faults),
         joining=joining,
         mirror=_mirror(session.cluster),

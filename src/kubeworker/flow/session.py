@@ -15,10 +15,11 @@ from typing import TypeVar
 
 from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
+from kubeworker.core.artifact import Artifact
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.handed import Handed
-from kubeworker.core.model import Blob
+from kubeworker.core.model import UNKNOWN, Blob
 from kubeworker.core.nearest import meant
 from kubeworker.core.pki import CaCertificate
 from kubeworker.core.shard import Shard
@@ -83,6 +84,9 @@ class Session:
     """A `Ca`, with its key, unless the run is read-only."""
     proxy: KubeProxyCredential = field(repr=False)
     blobs: Mapping[str, Blob]
+    """UNKNOWN where a run only looks and the lock file does not pin them."""
+    unpinned: tuple[Artifact, ...] = ()
+    """Those artifacts."""
     archives: Mapping[str, Archive]
     local_files: Mapping[str, bytes] = field(repr=False)
     releases: tuple[Release, ...]
@@ -142,7 +146,8 @@ def _version() -> str:
 async def open_session(request: Request, report: Reporter, *, read_only: bool = False) -> AsyncIterator[Session]:
     """Read the input, then get artifacts, the API and the nodes' connections side by side; closes what it opened.
 
-    A read-only run does not need the CA's key, and does not touch it: it may look from a host that must not have it.
+    A read-only run does not need the CA's key, and does not touch it: it may look from a host that must not have it. It
+    gets no artifacts and writes no file.
     """
     registry = discover()
     cluster = cluster_file.load(request.cluster_file, registry)
@@ -158,9 +163,12 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
         text = f"the client certificate that was handed over is of no use: {proxy.reason}"
         raise CredentialsError(text, subject="kube-proxy", hint="render the Job again where the CA's key is")
     archives, files = desired.archives(cluster, registry), desired.local_files(cluster, registry)
-    store = BlobStore.default()
+    store = BlobStore.default(make=not read_only)
+    archive = oci_archive.looked_at if read_only else oci_archive.read
     async with AsyncExitStack() as stack:
-        kube, connections, blobs, tools = await _open(request, cluster, registry, chosen, store, stack, report)
+        connections = await _connect_nodes(request, cluster, chosen, stack, report)
+        had = await _had(request, cluster, registry, store, stack, report, read_only=read_only)
+        kube = had.kube
         yield Session(
             request=request,
             cluster=cluster,
@@ -168,13 +176,14 @@ async def open_session(request: Request, report: Reporter, *, read_only: bool = 
             selected=chosen,
             ca=ca,
             proxy=proxy,
-            blobs=blobs,
+            blobs=had.blobs,
+            unpinned=had.unpinned,
             archives=dict(zip(archives, handed.archives, strict=True))
             if handed
-            else {path: oci_archive.read(Path(path), store) for path in archives},
+            else {path: archive(Path(path), store) for path in archives},
             local_files=dict(zip(files, handed.local_files, strict=True)) if handed else local_files.read(files),
             releases=() if handed else charts.releases(request.cluster_file, cluster, registry, now=now),
-            tools=tools,
+            tools=had.tools,
             store=store,
             kube=kube if isinstance(kube, Kube) else None,
             trouble="" if isinstance(kube, Kube) else kube.message,
@@ -193,8 +202,7 @@ async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session
     registry = discover()
     cluster = cluster_file.load(request.cluster_file, registry)
     chosen = select(cluster, request.nodes)
-    wanted = desired.artifacts(cluster, registry)
-    unknown = Blob(sha256="0" * 64, size=0)
+    blobs, _ = _pinned(request, cluster, registry)
     async with AsyncExitStack() as stack:
         connections = await _connect_nodes(request, cluster, chosen, stack, report)
         kube = await _connect_kube(cluster, stack)
@@ -205,7 +213,7 @@ async def open_look(request: Request, report: Reporter) -> AsyncIterator[Session
             selected=chosen,
             ca=credentials.load_ca_certificate(cluster, now=datetime.now(UTC)),
             proxy=credentials.NO_KUBE_PROXY,
-            blobs={each.name: unknown for each in wanted} | artifacts.pinned(request.cluster_file, cluster, wanted),
+            blobs=blobs,
             archives={path: oci_archive.described(Path(path)) for path in desired.archives(cluster, registry)},
             local_files=local_files.read_present(desired.local_files(cluster, registry)),
             releases=(),
@@ -281,22 +289,44 @@ async def connect_nodes(
         await jump_hosts.aclose()
 
 
-async def _open(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Had:
+    """What is there to work with, beside the nodes."""
+
+    kube: Kube | ApiUnreachable
+    blobs: Mapping[str, Blob]
+    unpinned: tuple[Artifact, ...] = ()
+    tools: Mapping[str, Path]
+
+
+async def _had(
     request: Request,
     cluster: ClusterFile,
     registry: Registry,
-    chosen: Sequence[NodeSpec],
     store: BlobStore,
     stack: AsyncExitStack,
     report: Reporter,
-) -> tuple[Kube | ApiUnreachable, Begun[str, Node], dict[str, Blob], dict[str, Path]]:
-    connections = await _connect_nodes(request, cluster, chosen, stack, report)
+    *,
+    read_only: bool,
+) -> _Had:
+    file = request.cluster_file
+    if read_only:
+        known, unpinned = _pinned(request, cluster, registry)
+        at_hand = await charts.tools_at_hand(file, cluster, registry, store=store)
+        return _Had(kube=await _connect_kube(cluster, stack), blobs=known, unpinned=unpinned, tools=at_hand)
     async with asyncio.TaskGroup() as group:
         api = group.create_task(_connect_kube(cluster, stack))
         wanted = desired.artifacts(cluster, registry)
-        blobs = group.create_task(artifacts.locked(request.cluster_file, cluster, wanted, report=report, store=store))
-        tools = group.create_task(charts.tools(request.cluster_file, cluster, registry, store=store, report=report))
-    return api.result(), connections, blobs.result(), tools.result()
+        blobs = group.create_task(artifacts.locked(file, cluster, wanted, report=report, store=store))
+        tools = group.create_task(charts.tools(file, cluster, registry, store=store, report=report))
+    return _Had(kube=api.result(), blobs=blobs.result(), tools=tools.result())
+
+
+def _pinned(request: Request, cluster: ClusterFile, registry: Registry) -> tuple[dict[str, Blob], tuple[Artifact, ...]]:
+    """Every artifact's blob as the lock file has it, and those that it does not have, whose blob is UNKNOWN."""
+    wanted = desired.artifacts(cluster, registry)
+    pinned = artifacts.pinned(request.cluster_file, cluster, wanted)
+    return {each.name: UNKNOWN for each in wanted} | pinned, tuple(each for each in wanted if each.name not in pinned)
 
 
 async def _connect_kube(cluster: ClusterFile, stack: AsyncExitStack) -> Kube | ApiUnreachable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from cryptography import x509
 
 from kubeworker.core import check_script, desired, drift, outlook, running_script
+from kubeworker.core.artifact import Artifact
 from kubeworker.core.check_script import Evidence
 from kubeworker.core.component import Credentials, Facts
 from kubeworker.core.csr import CLIENT_SIGNER, SERVING_SIGNER
@@ -169,7 +170,7 @@ class _Look:
 
 
 async def status(request: Request, report: Reporter, *, against: Mapping[str, str] | None = None) -> FleetStatus:
-    """Look at every node and at the API. Changes nothing.
+    """Look at every node and at the API. Changes nothing, also on this host: what it lacks is told and not got.
 
     `against`: what would lie ahead were these the versions (kubernetes, containerd) in cluster.yaml.
     """
@@ -190,7 +191,7 @@ async def status(request: Request, report: Reporter, *, against: Mapping[str, st
             ca=ca,
             cluster=(*cluster.drifts, *_ca_fault(ca)),
             control_host=_open_secrets(request.cluster_file, session.cluster),
-            notes=(*plan.warnings, *cluster.notes),
+            notes=(*_unpinned(session.unpinned), *plan.warnings, *cluster.notes),
             trouble=cluster.trouble,
         )
 
@@ -207,6 +208,15 @@ async def _probe(session: Session) -> Mapping[str, Outcome[_Look]]:
         return _Look(evidence=check_script.parse("\n".join(rest)), seen=running_script.parse(mine))
 
     return await session.on_nodes(work)
+
+
+def _unpinned(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """What a comparison without the lock file's hashes is worth."""
+    if not artifacts:
+        return ()
+    names = ", ".join(f"{each.name} {each.version}" for each in artifacts)
+    held = "held against what the last apply put on each node, not against kubeworker.lock, which does not pin them"
+    return (f"{held}: {names} (kubeworker artifacts fetch, or import, pins them; so does apply)",)
 
 
 def _checks(session: Session, node: NodeSpec) -> tuple[Check, ...]:
@@ -255,6 +265,7 @@ def _line(
             *moved.notes,
             *planned.warnings,
             *(f"deferred: {each}" for each in planned.deferred),
+            *_not_compared(planned.left_out),
             *_left_out(look.seen),
         ),
         applied=moved.when,
@@ -266,6 +277,13 @@ def _line(
         # What preflight finds is drift like the rest: the node could be looked at.
         error=None if isinstance(error, PreflightFailed) else error,
     )
+
+
+def _not_compared(paths: Sequence[str]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    names = ", ".join(path.rpartition("/")[2] for path in paths)
+    return (f"not compared: {names}: neither kubeworker.lock nor a record of an apply here says what they must be",)
 
 
 def _moved(planned: NodePlan) -> NodeDrift:
@@ -358,11 +376,12 @@ def _running(seen: Running, planned: NodePlan, api: NodeStatus | None, cluster: 
 
 
 def _installed(planned: NodePlan, name: str) -> str:
-    """The version of a binary that lies there as it is asked for; empty where another one does."""
+    """The version of a binary that lies there as it is asked for; empty where another one does, or nothing tells."""
     if planned.state is None or planned.observed is None:
         return ""
     binaries = (each for stage in planned.state.stages for each in stage.binaries)
-    found = (each for each in binaries if each.path == f"{planned.state.bin_dir}/{name}")
+    path = f"{planned.state.bin_dir}/{name}"
+    found = (each for each in binaries if each.path == path and path not in planned.left_out)
     return next((each.version for each in found if planned.observed.sha256(each.path) == each.blob.sha256), "")
 
 

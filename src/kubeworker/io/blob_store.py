@@ -40,9 +40,11 @@ _ABANDONED = 24 * 3600
 class BlobStore:
     """See the module's description; made with `BlobStore.default()` or on any directory."""
 
-    def __init__(self, root: Path) -> None:
-        """Use this directory, made on demand."""
+    def __init__(self, root: Path, *, make: bool = True) -> None:
+        """Use this directory, made where it is not there; or not, by those who only look what is in it."""
         self.root = root
+        if not make:
+            return
         try:
             for name in ("store", "stat", "index", "members", "partial", "work", "locks"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -52,12 +54,12 @@ class BlobStore:
             ) from error
 
     @classmethod
-    def default(cls) -> BlobStore:
+    def default(cls, *, make: bool = True) -> BlobStore:
         """The user's cache (XDG base directory specification)."""
         home = os.environ.get("XDG_CACHE_HOME", "")
         # The specification has relative values ignored.
         base = Path(home) if home.startswith("/") else Path.home() / ".cache"
-        return cls(base / "kubeworker")
+        return cls(base / "kubeworker", make=make)
 
     # -- content ------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 from kubeworker.core.component import Archive
-from kubeworker.core.model import Blob
+from kubeworker.core.model import UNKNOWN, Blob
 from kubeworker.errors import ArtifactError, FileError
 from kubeworker.io.blob_store import BlobStore
 
@@ -23,12 +23,18 @@ def read(path: Path, store: BlobStore) -> Archive:
     return Archive(references=references(path), blob=_stored(path, store))
 
 
+def looked_at(path: Path, store: BlobStore) -> Archive:
+    """The same without a copy in the store: what only looks writes nothing. The file is read where it is not known."""
+    named = references(path)
+    return Archive(references=named, blob=store.recall(_key(path)) or store.hash_file(path))
+
+
 def described(path: Path) -> Archive:
     """The archive's image names and its size, without a copy in the store; of one that is not there nothing is known.
     ArtifactError where it is no OCI archive.
     """
     if not path.is_file():
-        return Archive(references=(), blob=Blob(sha256="0" * 64, size=0))
+        return Archive(references=(), blob=UNKNOWN)
     # The store knows it by its bytes: this is the hash of no file, and of no other archive.
     stands_in = hashlib.sha256(f"unread {path}".encode()).hexdigest()
     return Archive(references=references(path), blob=Blob(sha256=stands_in, size=path.stat().st_size))
@@ -58,14 +64,18 @@ def references(path: Path) -> tuple[str, ...]:
 
 def _stored(path: Path, store: BlobStore) -> Blob:
     """The archive's blob; it is copied and hashed again only when the file has changed."""
-    stat = path.stat()
-    key = ("archive", str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(stat.st_ino))
+    key = _key(path)
     known = store.recall(key)
     if known is not None and store.has(known):
         return known
     blob = store.add_file(path)
     store.remember(key, blob)
     return blob
+
+
+def _key(path: Path) -> tuple[str, ...]:
+    stat = path.stat()
+    return ("archive", str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(stat.st_ino))
 
 
 def _name(annotations: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ from tests.unit.core.engine_states import after, bare, blob, start_record, state
 from kubeworker.core import applied, diff, drift
 from kubeworker.core.applied import Applied
 from kubeworker.core.drift import Drift, NodeDrift, last_writer
-from kubeworker.core.model import Absent, Binary, File, Image, NodeState, Origin, Stage, Sysctl, Unit
+from kubeworker.core.model import UNKNOWN, Absent, Binary, File, Image, NodeState, Origin, Stage, Sysctl, Unit
 from kubeworker.core.observed import Observed
 
 NOW = Origin(tool="1.1", inputs="now")
@@ -198,6 +198,46 @@ def test_a_drop_in_that_went_is_a_restart_of_the_nodes_making() -> None:
     seen = with_unit(left(wanted()), "c.service", record=replace(start, restart="with a drop-in"))
     found = only(wanted(), seen)
     assert (found.kind, found.who) == ("restart", "node")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Binaries that no lock file pins
+
+
+def unpinned(now: NodeState) -> NodeState:
+    (stage,) = now.stages
+    binaries = tuple(replace(each, blob=UNKNOWN) for each in stage.binaries)
+    return replace(now, stages=(replace(stage, binaries=binaries),))
+
+
+def alone(now: NodeState, seen: Observed) -> tuple[tuple[str, ...], tuple[Drift, ...]]:
+    """What is not compared, and what differs, where this host has no lock file."""
+    state, left_out = drift.assumed(unpinned(now), seen)
+    return left_out, judged(state, seen).drifts
+
+
+def test_without_a_lock_file_a_binary_is_held_against_what_was_put_there() -> None:
+    assert alone(wanted(), left(wanted())) == ((), ())
+    for seen in (with_file(left(wanted()), PROGRAM, sha256="1" * 64), without_file(left(wanted()), PROGRAM)):
+        left_out, (found,) = alone(wanted(), seen)
+        assert (left_out, found.kind, found.subject, found.who) == ((), "binary", PROGRAM, "node")
+
+
+def test_without_a_lock_file_another_version_is_not_applied_yet() -> None:
+    left_out, (found,) = alone(wanted(version="1.3"), left(wanted()))
+    assert left_out == ()
+    assert (found.kind, found.who, found.by) == ("binary", "input", "version 1.2 -> 1.3 in cluster.yaml")
+
+
+def test_without_a_lock_file_and_a_record_what_lies_there_is_not_compared_and_what_is_missing_is() -> None:
+    seen = replace(left(wanted()), applied={})
+    assert alone(wanted(), seen) == ((PROGRAM,), ())
+    left_out, (found,) = alone(wanted(), without_file(seen, PROGRAM))
+    assert (left_out, found.kind, found.what) == ((), "binary", "missing")
+
+
+def test_what_is_pinned_is_held_against_the_pin() -> None:
+    assert drift.assumed(wanted(), replace(left(wanted()), applied={})) == (wanted(), ())
 
 
 # ---------------------------------------------------------------------------------------------------------------
