@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import yaml
 
-from kubeworker.core import bootstrap_token
+from kubeworker.core import bootstrap_token, kube_views
 from kubeworker.core.bootstrap_token import BootstrapToken
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile, NodeSpec
@@ -44,6 +45,11 @@ class ObjectAction:
     reason: str
     diff: str = ""
     """Unified diff of YAML; secrets never appear in it."""
+    uid: str = ""
+    """metadata.uid of the object that was compared; empty where there was none. `recreate` deletes no other one."""
+    again: Callable[[Document | None], ObjectAction | None] | None = field(default=None, repr=False, compare=False)
+    """The same decision on the object as it is when somebody was quicker (None: it is gone); None: nothing is left to
+    do. Where there is no such decision, the action as it stands is refused or does no harm."""
 
     @property
     def kind(self) -> str:
@@ -194,8 +200,10 @@ def _user(name: str) -> dict[str, str]:
 
 
 def _binding_action(want: Document, found: Document | None) -> ObjectAction | None:
+    again = partial(_binding_action, want)
     if found is None:
-        return ObjectAction(verb="create", document=want, reason="it does not exist", diff=_diff({}, want))
+        diff = _diff({}, want)
+        return ObjectAction(verb="create", document=want, reason="it does not exist", diff=diff, again=again)
     current = _essence(found)
     if current["roleRef"] != want["roleRef"]:
         return ObjectAction(
@@ -203,6 +211,8 @@ def _binding_action(want: Document, found: Document | None) -> ObjectAction | No
             document=want,
             reason=f"it gives the role {current['roleRef'].get('name')}; a binding's role can't be changed in place",
             diff=_diff(current, want),
+            uid=found["metadata"]["uid"],
+            again=again,
         )
     missing = [subject for subject in want["subjects"] if subject not in current["subjects"]]
     if not missing:
@@ -214,6 +224,7 @@ def _binding_action(want: Document, found: Document | None) -> ObjectAction | No
         document={**found, "subjects": wanted["subjects"]},
         reason=f"it does not name {', '.join(subject['name'] for subject in missing)}",
         diff=_diff(current, wanted),
+        again=again,
     )
 
 
@@ -262,6 +273,7 @@ def _node_action(want: NodeSpec, found: NodeStatus, owned: str) -> ObjectAction 
             {"labels": {key: found.labels[key] for key in labels if key in found.labels}, "taints": list(found.taints)},
             {"labels": {key: value for key, value in labels.items() if value is not None}, "taints": taints},
         ),
+        again=lambda now: _node_action(want, kube_views.node(now), owned) if now is not None else None,
     )
 
 

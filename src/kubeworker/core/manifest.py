@@ -286,22 +286,24 @@ def _record(name: str, found: Document | None, before: set[Ref], after: set[Ref]
         return ()
     want = record(name, after)
     reason = "records which objects are this tool's to remove"
-    return (ObjectAction(verb="apply", document=want, reason=reason, diff=diff(_essence(found or {}), want)),)
+    uid = found["metadata"].get("uid", "") if found else ""
+    return (ObjectAction(verb="apply", document=want, reason=reason, diff=diff(_essence(found or {}), want), uid=uid),)
 
 
 def _action(want: Document, found: Found) -> ObjectAction | None:
     if found.live is None:
         return ObjectAction(verb="apply", document=want, reason="it does not exist", diff=diff({}, want))
-    before = _essence(found.live)
+    before, uid = _essence(found.live), found.live["metadata"].get("uid", "")
     if found.immutable or found.applied is None:
         reason = f"it can't be changed in place: {found.immutable}"
-        return ObjectAction(verb="recreate", document=want, reason=reason, diff=diff(before, want))
+        return ObjectAction(verb="recreate", document=want, reason=reason, diff=diff(before, want), uid=uid)
     after = _essence(found.applied)
     same = before == after
     if same and _own_fields(found.live) == _own_fields(found.applied):
         return None
     pods = "; its pods are replaced, a few at a time" if _template(before) != _template(after) else ""
-    return ObjectAction(verb="apply", document=want, reason=_reason(found, same=same) + pods, diff=diff(before, after))
+    reason = _reason(found, same=same) + pods
+    return ObjectAction(verb="apply", document=want, reason=reason, diff=diff(before, after), uid=uid)
 
 
 def _template(document: Document) -> Any:

@@ -289,8 +289,7 @@ class _Run:
     async def carry_out(self, plan: Plan) -> None:
         """The cluster's objects, then the nodes, batch by batch."""
         if self.session.kube:
-            await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
-            self.objects += len(plan.objects.actions)
+            self.objects += await join.apply_cluster(self.session.kube, plan.objects.actions, self.session.report)
         chosen = [node for node in plan.nodes if node.name in self.going() and node.stages]
         for node in chosen:
             self.session.report(NodeQueued(node=node.name, steps=node.changes))
@@ -320,8 +319,7 @@ class _Run:
                 text = f"{len(plan.charts.actions)} changes not started: {_nodes(self.failed)} failed"
                 self.session.report(Warning_(subject="cluster", text=text))
             return
-        await charts.apply(kube, plan.charts.actions, self.session.report)
-        self.objects += len(plan.charts.actions)
+        self.objects += await charts.apply(kube, plan.charts.actions, self.session.report)
         touched = {node.name for node in plan.nodes if node.changes or plan.charts.actions} & self.going()
         for release in self.session.releases if touched else ():
             chart = release.chart

@@ -304,9 +304,9 @@ async def _forced(api: Objects, document: Document, found: Found) -> Found:
 # Apply
 
 
-async def apply(kube: Kube, actions: Iterable[ObjectAction], report: Reporter) -> None:
-    """Carry out a plan's actions, in its order."""
-    await apply_cluster(Objects(kube), actions, report)
+async def apply(kube: Kube, actions: Iterable[ObjectAction], report: Reporter) -> int:
+    """Carry out a plan's actions, in its order; how many there were to do."""
+    return await apply_cluster(Objects(kube), actions, report)
 
 
 async def wait(kube: Kube, chart: Chart, nodes: Collection[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.handed import Handed
 from kubeworker.core.kube_views import Document, NodeStatus
 from kubeworker.core.spec import ClusterFile
-from kubeworker.errors import ApiError, ApiNotFound, ApiUnreachable, CredentialsError
+from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.events import ActionDone, Reporter, Warning_
 from kubeworker.flow.polling import FIRST_SECONDS, POLL_SECONDS
 from kubeworker.io.kube import Kube
@@ -25,6 +25,10 @@ from kubeworker.io.objects import Objects
 
 if TYPE_CHECKING:
     from kubeworker.flow.csr import Desk, Seen  # a plan approves nothing
+
+
+LOOKS = 5
+"""How often an object is looked at again that others change at the same time, as controllers do with a new Node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,13 +165,38 @@ def _bindings(cluster: ClusterFile) -> tuple[dict[str, Any], ...]:
     return cluster_objects.bindings(cluster, client_csr=client_csr)
 
 
-async def apply_cluster(api: Kube | Objects, actions: Iterable[ObjectAction], report: Reporter) -> None:
-    """Carry out a plan's actions, in its order; `Objects` does those that are server-side applies."""
-    loop = asyncio.get_running_loop()
+async def apply_cluster(api: Kube | Objects, actions: Iterable[ObjectAction], report: Reporter) -> int:
+    """Carry out a plan's actions, in its order; `Objects` does those that are server-side applies.
+
+    How many there were to do: another run may have been quicker, and what it made is then looked at, not made again.
+    """
+    loop, count = asyncio.get_running_loop(), 0
     for action in actions:
         began = loop.time()
+        done = await _carried_out(api, action)
+        if done is not None:
+            report(ActionDone(node="", kind=done.kind, subject=done.subject, seconds=loop.time() - began))
+            count += 1
+    return count
+
+
+async def _carried_out(api: Kube | Objects, action: ObjectAction, *, looks: int = LOOKS) -> ObjectAction | None:
+    """What was done in the end; None: somebody else has done it.
+
+    What was to be made or changed is never deleted instead: that is for the next plan to show.
+    """
+    try:
         await api.carry_out(action)
-        report(ActionDone(node="", kind=action.kind, subject=action.subject, seconds=loop.time() - began))
+    except ApiConflict:
+        if not looks or action.again is None or not isinstance(api, Kube):
+            raise
+        now = action.again(await api.present(action.document))
+        if now is None:
+            return None
+        if now.verb == "recreate" and action.verb != "recreate":
+            raise
+        return await _carried_out(api, now, looks=looks - 1)
+    return action
 
 
 async def label_nodes(kube: Kube, cluster: ClusterFile, names: Collection[str], report: Reporter) -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import quote
 
 from kubeworker.core import bootstrap_token, csr, kube_views, token_listing
 from kubeworker.core.bootstrap_token import BootstrapToken
@@ -216,8 +217,15 @@ class Kube:
             return False
         return True
 
+    async def present(self, document: Document) -> dict[str, Any] | None:
+        """The object of this one's kind and name as it is now, None if there is none."""
+        metadata = document["metadata"]
+        return await self.get(document["kind"], metadata["name"], namespace=metadata.get("namespace", ""))
+
     async def carry_out(self, action: ObjectAction) -> None:
-        """Do what a plan shows. Deleting what is gone is done already."""
+        """Do what a plan shows; ApiConflict where the object is no longer what the plan saw. Deleting what is gone is
+        done already.
+        """
         document, metadata = action.document, action.document["metadata"]
         kind, name, namespace = document["kind"], metadata["name"], metadata.get("namespace", "")
         match action.verb:
@@ -226,19 +234,40 @@ class Kube:
             case "replace":
                 await self.replace(document)
             case "recreate":
-                await self.delete(kind, name, namespace=namespace)
+                await self._delete_that(action)
                 await self.create(document)
             case "delete":
                 await self.delete(kind, name, namespace=namespace)
             case "patch":
-                try:
-                    await self.patch(document)
-                except ApiNotFound:
-                    if kind != "ConfigMap":
-                        raise
-                    await self.create(document)
+                await (self._merge(document) if kind == "ConfigMap" else self.patch(document))
             case "apply":
                 raise ValueError("server-side apply is io/objects.py's")
+
+    async def _merge(self, document: Document) -> None:
+        """Patch, or create where there is nothing to patch; of many at once one creates it, and the others patch."""
+        try:
+            await self.patch(document)
+        except ApiNotFound:
+            try:
+                await self.create(document)
+            except ApiConflict:
+                await self.patch(document)
+
+    async def _delete_that(self, action: ObjectAction) -> None:
+        """Delete the object that the action was decided on; ApiConflict where another one has its place by now."""
+        from lightkube.core.resource import api_info
+
+        document, metadata = action.document, action.document["metadata"]
+        namespace = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
+        name = f"{api_info(_resource(document['kind'])).plural}/{quote(metadata['name'], safe='')}"
+        with contextlib.suppress(ApiNotFound):
+            await self.request(
+                "DELETE",
+                f"{api_path(document['apiVersion'])}/{namespace}{name}",
+                body=deletion(action.uid),
+                content_type="application/json",
+                subject=action.subject,
+            )
 
     async def request(
         self, method: str, path: str, *, subject: str, body: Document | None = None, content_type: str = ""
@@ -598,6 +627,16 @@ def _candidates(kubeconfig: Path, apiservers: Sequence[str], ca: Path) -> tuple[
     return (first, *pinned)
 
 
+def api_path(api_version: str) -> str:
+    """Where the API has the kinds of this version."""
+    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+
+
+def deletion(uid: str) -> dict[str, Any]:
+    """The body of a deletion that is refused with a conflict where another object than that of `uid` is there."""
+    return {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+
+
 def _read_kubeconfig(path: Path) -> SingleConfig:
     import yaml
     from lightkube import KubeConfig
@@ -674,7 +713,8 @@ def _api_error(subject: str, server: str, response: Any, message: str) -> ApiErr
     said, causes = _status(response)
     message = said or message
     if causes and response.status_code in {409, 422}:
-        return ApiRefused(message, subject=subject, causes=causes)
+        hint = "somebody made or changed it at the same time: run again" if response.status_code == 409 else ""
+        return ApiRefused(message, subject=subject, hint=hint, causes=causes)
     match response.status_code:
         case 401:
             return ApiError(

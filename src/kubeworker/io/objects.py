@@ -12,8 +12,8 @@ from urllib.parse import quote
 from kubeworker.core.cluster_objects import ObjectAction
 from kubeworker.core.kube_views import Document
 from kubeworker.core.manifest import FIELD_MANAGER, Conflict, Ref, ref
-from kubeworker.errors import ApiError, ApiNotFound, ApiRefused
-from kubeworker.io.kube import Kube
+from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiRefused
+from kubeworker.io.kube import Kube, api_path, deletion
 
 ESTABLISHED_SECONDS = 30
 """How long a CustomResourceDefinition may take to be served."""
@@ -51,7 +51,7 @@ class Objects:
 
     async def _discover(self, api_version: str) -> Mapping[str, Resource]:
         try:
-            answer = await self._kube.request("GET", _base(api_version), subject=f"the kinds of {api_version}")
+            answer = await self._kube.request("GET", api_path(api_version), subject=f"the kinds of {api_version}")
         except ApiNotFound:
             return {}
         return {
@@ -92,26 +92,38 @@ class Objects:
             "PATCH", f"{await self._path(which)}?{query}", body=document, content_type=_APPLY, subject=str(which)
         )
 
-    async def delete(self, which: Ref) -> bool:
-        """Delete with all that it owns; False if there was nothing to delete."""
+    async def delete(self, which: Ref, *, uid: str = "") -> bool:
+        """Delete with all that it owns; False if there was nothing to delete, or not the object of that `uid`."""
         try:
             await self._kube.request(
-                "DELETE", f"{await self._path(which)}?propagationPolicy=Background", subject=str(which)
+                "DELETE",
+                f"{await self._path(which)}?propagationPolicy=Background",
+                body=deletion(uid) if uid else None,
+                content_type="application/json" if uid else "",
+                subject=str(which),
             )
+        except ApiConflict:
+            if not uid:
+                raise
+            return False
         except ApiNotFound:
             return False
         return True
 
     async def carry_out(self, action: ObjectAction) -> None:
-        """Do what a plan shows; a CustomResourceDefinition is served when this returns."""
+        """Do what a plan shows; a CustomResourceDefinition is served when this returns.
+
+        Where the plan saw no object, ApiRefused if somebody else has made one since and differs; what another run of
+        this tool has made meanwhile is as good as made here.
+        """
         which = ref(action.document)
         match action.verb:
             case "apply":
-                await self.apply(action.document, force=True)
+                await self.apply(action.document, force=bool(action.uid))
             case "recreate":
-                await self.delete(which)
-                await self._gone(which)
-                await self.apply(action.document, force=True)
+                if await self.delete(which, uid=action.uid):
+                    await self._gone(which, action.uid)
+                await self.apply(action.document, force=False)
             case "delete":
                 await self.delete(which)
             case other:
@@ -119,9 +131,9 @@ class Objects:
         if which.kind == "CustomResourceDefinition" and action.verb != "delete":
             await self._established(which)
 
-    async def _gone(self, which: Ref) -> None:
+    async def _gone(self, which: Ref, uid: str) -> None:
         end = asyncio.get_running_loop().time() + GONE_SECONDS
-        while await self.get(which) is not None:
+        while ((await self.get(which) or {}).get("metadata") or {}).get("uid") == uid:
             if asyncio.get_running_loop().time() > end:
                 text = f"it was deleted, and is still there after {GONE_SECONDS} s"
                 raise ApiError(text, subject=str(which), hint="see what holds it: metadata.finalizers")
@@ -154,7 +166,7 @@ class Objects:
                 hint="install what defines it, or choose values without it",
             )
         scope = f"namespaces/{quote(which.namespace, safe='')}/" if found.namespaced else ""
-        return f"{_base(which.api_version)}/{scope}{found.plural}/{quote(which.name, safe='')}"
+        return f"{api_path(which.api_version)}/{scope}{found.plural}/{quote(which.name, safe='')}"
 
 
 def conflicts(error: ApiRefused) -> tuple[Conflict, ...]:
@@ -174,7 +186,3 @@ def immutable(error: ApiRefused) -> str:
 
 _MANAGER = re.compile(r'conflict with "([^"]*)"')
 _IMMUTABLE = re.compile(r"immutable|cannot change roleRef|may not be changed|may not change once set")
-
-
-def _base(api_version: str) -> str:
-    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"

@@ -96,8 +96,22 @@ def test_a_binding_without_subjects_gets_them() -> None:
 def test_another_role_means_making_it_anew() -> None:
     found = {**as_read(WANTED[0]), "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "cluster-admin"}}
     (action,) = cluster_objects.binding_actions(WANTED[:1], [found])
-    assert (action.verb, action.document) == ("recreate", WANTED[0])
+    assert (action.verb, action.document, action.uid) == ("recreate", WANTED[0], "1-2-3")
     assert "cluster-admin" in action.reason
+
+
+def test_a_binding_is_decided_on_again_where_somebody_was_quicker() -> None:
+    (action,) = cluster_objects.binding_actions(WANTED[:1], [])
+    assert action.again is not None
+    assert action.again(as_read(WANTED[0])) is None
+    now = action.again({**as_read(WANTED[0]), "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": "theirs"}]})
+    assert now is not None
+    assert (now.verb, [each["name"] for each in now.document["subjects"]]) == (
+        "replace",
+        ["theirs", "system:bootstrappers"],
+    )
+    assert now.again is not None
+    assert now.again(None) == action
 
 
 def role(name: str, **rule: list[str]) -> dict[str, Any]:
