@@ -132,3 +132,30 @@ async def test_parts_go_side_by_side_and_shut_out_a_run_over_the_fleet_and_the_o
             assert await holder_of(kube, "kubeworker-shard-1") == "elsewhere/1"
         for index in range(3):
             await kube.delete("Lease", f"kubeworker-shard-{index}", namespace=NAMESPACE)
+
+
+@pytest.mark.parametrize("late", [Shard(index=1, count=3), None], ids=["part", "fleet"])
+async def test_a_run_that_looks_whether_another_is_dead_is_seen_alive_meanwhile(
+    control_plane: ControlPlane, late: Shard | None
+) -> None:
+    looking = asyncio.Event()
+
+    def report(event: Event) -> None:
+        if isinstance(event, Note):
+            looking.set()
+
+    async with await admin(control_plane) as kube:
+        part = Shard(index=0, count=3)
+        dead = RunLock(kube, lambda _: None, shard=part, holder="elsewhere/dead", renew=3600)
+        await dead.__aenter__()
+        first = RunLock(kube, report, holder="elsewhere/first", stale=2, renew=1)
+        entered = asyncio.create_task(first.__aenter__())
+        await looking.wait()
+        with pytest.raises(LockHeld, match="elsewhere/first"):
+            await RunLock(kube, lambda _: None, shard=late, holder="elsewhere/late", stale=2, renew=1).__aenter__()
+        await entered
+        assert await holder_of(kube, "kubeworker") == "elsewhere/first"
+        await first.__aexit__(None, None, None)
+        await dead.__aexit__(None, None, None)
+        for index in range(2):
+            await kube.delete("Lease", f"kubeworker-shard-{index}", namespace=NAMESPACE)

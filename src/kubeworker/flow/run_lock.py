@@ -68,14 +68,15 @@ class RunLock:
     async def __aenter__(self) -> Self:
         """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
         await self._acquire()
+        self._body = asyncio.current_task()
+        # Renewed from now on: two that look at each other's would both take the other for dead, and go on.
+        self._task = asyncio.create_task(self._keep())
         try:
             for other in await self._others():
                 await self._freed(other)
-        except BaseException:
-            await self._release()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
             raise
-        self._body = asyncio.current_task()
-        self._task = asyncio.create_task(self._keep())
         return self
 
     async def __aexit__(
