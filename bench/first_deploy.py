@@ -15,7 +15,9 @@ from bench.result import Row, ratio
 from bench.rival import Rival, Setting
 from bench.tool import BenchFailed, Phases, Timed
 from kubeworker.components import discover, kubelet
-from kubeworker.core import bootstrap_token, kubeconfig, tar_stream
+from kubeworker.core.artifacts import tar_stream
+from kubeworker.core.certificates import kubeconfig
+from kubeworker.core.cluster import bootstrap_token
 from kubeworker.core.model import NodeState
 from kubeworker.core.spec import API_PROXY
 from kubeworker.errors import LabError

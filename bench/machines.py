@@ -19,7 +19,8 @@ from bench import node_python, programs
 from bench.settings import fleet_settings, without_images
 from kubeworker import lab as labs
 from kubeworker.components import discover
-from kubeworker.core import desired, pki
+from kubeworker.core import desired
+from kubeworker.core.certificates import pki
 from kubeworker.errors import LabError
 from kubeworker.io import cluster_file
 from kubeworker.lab import LabState, Machine, host, state

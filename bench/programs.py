@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kubeworker.core.artifact import Artifact
+from kubeworker.core.artifacts.artifact import Artifact
 
 _SOURCE = Path(__file__).parent / "machine"
 

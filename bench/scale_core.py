@@ -18,12 +18,13 @@ from tests.unit.core.engine_states import after
 
 from bench.result import Part, Row, circumstances
 from kubeworker.components import discover
-from kubeworker.core import desired, probe
+from kubeworker.core import desired
 from kubeworker.core.component import Credentials, Facts, Peer
 from kubeworker.core.desired import Inputs
 from kubeworker.core.diff import diff
 from kubeworker.core.model import Blob, NodeState
-from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile
+from kubeworker.core.node import probe
+from kubeworker.core.node.observed import KubeletKubeconfig, Observed, SeenFile
 from kubeworker.core.spec import ClusterFile
 
 NODES = 1000

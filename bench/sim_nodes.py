@@ -34,14 +34,15 @@ from pathlib import Path
 from bench import sim_site
 from bench.sim_site import Site
 from kubeworker.components import discover
-from kubeworker.core import desired, probe
+from kubeworker.core import desired
 from kubeworker.core.actions import StartUnit
+from kubeworker.core.certificates.pki import Ca
 from kubeworker.core.component import Credentials, Facts
 from kubeworker.core.desired import Inputs
 from kubeworker.core.diff import diff
 from kubeworker.core.model import Blob, NodeState
-from kubeworker.core.observed import Observed
-from kubeworker.core.pki import Ca
+from kubeworker.core.node import probe
+from kubeworker.core.node.observed import Observed
 from kubeworker.core.spec import NodeSpec
 from kubeworker.flow import artifacts, credentials, events
 from kubeworker.io import cluster_file

@@ -21,9 +21,9 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.tool import BenchFailed
-from kubeworker.core import pki
-from kubeworker.core.cluster_objects import binding_actions, bindings
-from kubeworker.core.pki import Ca
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca
+from kubeworker.core.cluster.cluster_objects import binding_actions, bindings
 from kubeworker.core.spec import Versions
 from kubeworker.flow import artifacts
 from kubeworker.io import cluster_file

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kubeworker.components import discover
-from kubeworker.core import desired, lockfile
-from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.lockfile import Entry, Key
+from kubeworker.core import desired
+from kubeworker.core.artifacts import lockfile
+from kubeworker.core.artifacts.artifact import Architecture, Artifact
+from kubeworker.core.artifacts.lockfile import Entry, Key
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
 from kubeworker.flow import artifacts

@@ -7,8 +7,8 @@ As a library: `spec`, `plan`, `apply` and `verify`, typed and async (docs/librar
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kubeworker import errors
-    from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
     from kubeworker.core.spec import ClusterFile
+    from kubeworker.core.verify.checks import NodeReport, Verdict, VerifyReport
     from kubeworker.errors import KubeworkerError
     from kubeworker.flow import events
     from kubeworker.flow.apply import ApplyReport, Confirm, NodeResult
@@ -47,12 +47,12 @@ _PLACES = {
     "Event": "flow.events",
     "KubeworkerError": "errors",
     "NodePlan": "flow.plan",
-    "NodeReport": "core.checks",
+    "NodeReport": "core.verify.checks",
     "NodeResult": "flow.apply",
     "Plan": "flow.plan",
     "Reporter": "flow.events",
-    "Verdict": "core.checks",
-    "VerifyReport": "core.checks",
+    "Verdict": "core.verify.checks",
+    "VerifyReport": "core.verify.checks",
     "apply": "library",
     "plan": "library",
     "spec": "library",

@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kubeworker.components import discover
-from kubeworker.core.checks import VerifyReport
 from kubeworker.core.spec import ClusterFile
+from kubeworker.core.verify.checks import VerifyReport
 from kubeworker.errors import KubeworkerError
 from kubeworker.flow import apply as apply_flow
 from kubeworker.flow import plan as plan_flow

@@ -1,6 +1,7 @@
 """Forged certificate signing requests as values: who asks for what, and what has to stop it.
 
-`test_csr_attacks.py` sends them to a real kube-apiserver. Each breaks one rule of `core/csr.py` and holds all others.
+`test_csr_attacks.py` sends them to a real kube-apiserver. Each breaks one rule of `core/certificates/csr.py` and holds
+all others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from kubeworker.core import csr
+from kubeworker.core.certificates import csr
 from kubeworker.core.spec import NodeSpec
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -590,7 +591,7 @@ RULES: Mapping[str, str] = {
     "client.renewal": "1",
     "other.signer": "1",
 }
-"""The rules of `core/csr.py` that a request can get as far as, with their numbers in docs/security.md.
+"""The rules of `core/certificates/csr.py` that a request can get as far as, with their numbers in docs/security.md.
 
 The API server refuses a signature that does not verify, so the rule `signature` is only met in unit tests.
 """

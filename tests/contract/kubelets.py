@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.contract.control_plane import ControlPlane
 
-from kubeworker.core import csr
-from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core.certificates import csr
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 from kubeworker.flow.csr import Desk
 from kubeworker.flow.events import Event

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 from urllib.parse import urlsplit
 
-from kubeworker.core.artifact import Architecture, Artifact, release_url
+from kubeworker.core.artifacts.artifact import Architecture, Artifact, release_url
 
 
 @dataclass(frozen=True, kw_only=True)

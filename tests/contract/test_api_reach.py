@@ -19,9 +19,10 @@ from tests.contract.kubelets import admin
 from tests.tls_server import tls_server
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import api_reach, bootstrap_token
-from kubeworker.core.api_reach import Answer, Caller
-from kubeworker.core.preflight_row import Row
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.reachability import api_reach
+from kubeworker.core.reachability.api_reach import Answer, Caller
 from kubeworker.flow.api_reach import short_tokens
 from kubeworker.flow.events import Event
 from kubeworker.lab import pki

@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 from tests.contract.control_plane import Authority, free_port
 from tests.unit import samples
 
-from kubeworker.core import apiserver_probe
+from kubeworker.core.api_proxy import apiserver_probe
 
 UNIT_GAP = apiserver_probe.REST + 0.5
 AUTHORITY = Authority()

@@ -21,7 +21,8 @@ from tests.contract.kubelets import admin, as_node, as_token, client_request, no
 from tests.contract.test_certificates import token, watching
 from tests.contract.test_csr_attacks import decided
 
-from kubeworker.core import approver, bootstrap_token, csr
+from kubeworker.core.certificates import approver, csr
+from kubeworker.core.cluster import bootstrap_token
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError
 from kubeworker.io.kube import Kube

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.artifact_site import Site, damage, node_artifacts
 
-from kubeworker.core.artifact import Architecture, Artifact, GoBuild
+from kubeworker.core.artifacts.artifact import Architecture, Artifact, GoBuild
 from kubeworker.errors import ArtifactError
 from kubeworker.flow.events import Note
 from kubeworker.io.binary import host_architecture

@@ -43,9 +43,9 @@ from tests.contract.kubelets import (
     write_cluster,
 )
 
-from kubeworker.core import bootstrap_token
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.issuing import SIGNING_SECONDS
+from kubeworker.core.certificates.issuing import SIGNING_SECONDS
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import NodeSpec
 from kubeworker.flow.events import Event, Warning_
 from kubeworker.flow.join import apply_cluster

@@ -19,12 +19,13 @@ from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin, cluster_of
 
 from kubeworker.components import discover
-from kubeworker.core import desired, manifest
-from kubeworker.core.artifact import Artifact
-from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core import desired
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.cluster import manifest
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import Document
+from kubeworker.core.cluster.manifest import Ref
 from kubeworker.core.component import Chart
-from kubeworker.core.kube_views import Document
-from kubeworker.core.manifest import Ref
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiError, InputError
 from kubeworker.flow import chart_credentials, charts

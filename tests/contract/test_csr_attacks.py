@@ -43,9 +43,10 @@ from tests.contract.csr_attacks import (
 )
 from tests.contract.kubelets import admin, cluster_of, node_document, planned, until
 
-from kubeworker.core import bootstrap_token, csr
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.csr import KEYS_RECORD
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import KEYS_RECORD
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiConflict, ApiError, CredentialsError
 from kubeworker.flow.csr import knowledge

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.contract.control_plane import ControlPlane, free_port, pem_of
 from tests.contract.kubelets import admin, as_node, issued, node_document, serving_request, sweep, until, write_cluster
 
-from kubeworker.core.csr import KEYS_RECORD
+from kubeworker.core.certificates.csr import KEYS_RECORD
 from kubeworker.core.spec import NodeSpec
 from kubeworker.io.kube import Kube
 

@@ -15,7 +15,7 @@ import pytest
 from tests.artifact_site import Site, cluster, node_artifacts
 from tests.contract.release_server import ReleaseServer, mirrored_path, publish_all, tarball
 
-from kubeworker.core.artifact import Architecture, Artifact, Release, release_url
+from kubeworker.core.artifacts.artifact import Architecture, Artifact, Release, release_url
 from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.flow.events import Transfer
 from kubeworker.io.binary import host_architecture

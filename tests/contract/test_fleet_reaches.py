@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from kubeworker.core import reach_rows, reachability
 from kubeworker.core.model import NodeToNode, PathMtu
-from kubeworker.core.reachability import Member
+from kubeworker.core.reachability import rows as reach_rows
+from kubeworker.core.reachability import trials
+from kubeworker.core.reachability.trials import Member
 from kubeworker.errors import NodeUnreachable
 from kubeworker.flow.reachability import try_all
 from kubeworker.io.node import Node, Result
@@ -77,7 +78,7 @@ async def _feed(writer: asyncio.StreamWriter, stdin: AsyncIterable[bytes]) -> No
 
 
 async def test_a_large_fleet_with_a_few_that_differ() -> None:
-    count = reachability.FULL + 4
+    count = trials.FULL + 4
     names = [f"n{number:02}" for number in range(count)]
     addresses = {name: f"127.0.1.{number + 1}" for number, name in enumerate(names)}
     addresses["n05"] = "192.0.2.5"
@@ -89,7 +90,7 @@ async def test_a_large_fleet_with_a_few_that_differ() -> None:
         return Here(name)
 
     with socket.create_server((addresses["n07"], PORT)):
-        fleet, seen = await try_all(reachability.fleet(members), connection)
+        fleet, seen = await try_all(trials.fleet(members), connection)
     rows = {(row.node, row.id): row for row in reach_rows.rows(fleet, seen)}
     assert reach_rows.matrix(fleet, seen) is None
 

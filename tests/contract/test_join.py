@@ -19,7 +19,7 @@ from tests.contract.kubelets import (
     until,
 )
 
-from kubeworker.core import csr
+from kubeworker.core.certificates import csr
 from kubeworker.core.spec import NodeSpec
 from kubeworker.flow.events import CsrDecision, Event
 from kubeworker.flow.join import apply_cluster

@@ -35,10 +35,11 @@ from tests.contract.kubelets import (
     write_cluster,
 )
 
-from kubeworker.core import bootstrap_token, csr
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.cluster_objects import AUTO_APPROVE, OWNED_RECORD
-from kubeworker.core.csr import KEYS_RECORD
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import KEYS_RECORD
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
+from kubeworker.core.cluster.cluster_objects import AUTO_APPROVE, OWNED_RECORD
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.csr import Desk

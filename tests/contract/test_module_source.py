@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.artifact_site import Site, node_artifacts
 
-from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, Release, SourceEdit
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, ModuleFolder, Release, SourceEdit
 from kubeworker.errors import ArtifactError
 from kubeworker.io import build, chart, go_modules
 from kubeworker.lab import cilium

@@ -13,7 +13,7 @@ import pytest
 from tests.contract.sshd import Server, in_process, openssh
 from tests.unit.core.engine_states import blob, stream
 
-from kubeworker.core import node_script
+from kubeworker.core.node import node_script
 from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.io.node import Node, connect
 

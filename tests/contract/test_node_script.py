@@ -17,7 +17,6 @@ import pytest
 from tests.unit.core.engine_states import blob, state, stream
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import node_script, probe
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.diff import diff
 from kubeworker.core.model import (
@@ -39,7 +38,8 @@ from kubeworker.core.model import (
     Sysctl,
     Unit,
 )
-from kubeworker.core.observed import Observed, parse
+from kubeworker.core.node import node_script, probe
+from kubeworker.core.node.observed import Observed, parse
 from kubeworker.errors import ActionFailed
 
 ELF = b"#!/bin/sh\necho version 1\n"

@@ -21,7 +21,7 @@ from tests.contract.browser import Browser, chromium
 
 from kubeworker.cli.page_plan import apply_page, plan_page
 from kubeworker.cli.page_verify import verify_page
-from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
+from kubeworker.core.verify.checks import NodeReport, Verdict, VerifyReport
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -16,7 +16,6 @@ from tests.unit import samples
 from tests.unit.core.engine_states import blob, state
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import probe
 from kubeworker.core.model import (
     Binary,
     Deferred,
@@ -38,7 +37,8 @@ from kubeworker.core.model import (
     Unit,
     WarnOfTraces,
 )
-from kubeworker.core.observed import Observed, parse
+from kubeworker.core.node import probe
+from kubeworker.core.node.observed import Observed, parse
 from kubeworker.errors import ProbeError
 
 LONG_AGO = 1_600_000_000

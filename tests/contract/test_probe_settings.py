@@ -10,9 +10,9 @@ from tests.contract.sshd import openssh
 from tests.unit.core.engine_states import state
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import probe
 from kubeworker.core.model import RequireSysctl, Stage, Sysctl
-from kubeworker.core.observed import parse
+from kubeworker.core.node import probe
+from kubeworker.core.node.observed import parse
 from kubeworker.io.node import Node, connect
 
 KEYS = (

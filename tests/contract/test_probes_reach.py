@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeworker.core import reach_probe
-from kubeworker.core.reach_probe import Connected, Got, Line, Listen, Missing, Ready, Sent, Watched
+from kubeworker.core.reachability import probe as reach_probe
+from kubeworker.core.reachability.probe import Connected, Got, Line, Listen, Missing, Ready, Sent, Watched
 
 PORT = 20_000 + os.getpid() % 8000
 """Two runs on one host don't meet."""
@@ -249,7 +249,7 @@ def _command(name: str) -> str:
 
 def test_only_what_perl_base_has_is_used() -> None:
     """Debian's perl-base, which every system has, is a part of perl: its own list of files is the measure."""
-    from kubeworker.core.reach_program import PROGRAM
+    from kubeworker.core.reachability.program import PROGRAM
 
     modules = [line.split()[1].rstrip(";") for line in PROGRAM.splitlines() if line.startswith("use ")]
     listed = subprocess.run(["dpkg", "-L", "perl-base"], capture_output=True, text=True, check=True).stdout

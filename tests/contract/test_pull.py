@@ -21,9 +21,9 @@ import pytest
 from tests.unit.core.engine_states import blob, stream
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import node_script
 from kubeworker.core.model import Blob
-from kubeworker.core.pull_script import Pulled, file_name, progress, pull_script, pulled
+from kubeworker.core.node import node_script
+from kubeworker.core.node.pull_script import Pulled, file_name, progress, pull_script, pulled
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from tests.contract.control_plane import ControlPlane
 
-from kubeworker.core import kube_views
-from kubeworker.core.shard import Shard
+from kubeworker.core.cluster import kube_views
+from kubeworker.core.sharding.shard import Shard
 from kubeworker.errors import LockHeld
 from kubeworker.flow.events import Event, Note
 from kubeworker.flow.run_lock import NAMESPACE, RunLock, died_here, identity

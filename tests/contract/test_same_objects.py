@@ -13,12 +13,12 @@ import pytest
 from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin, cluster_of, node_document, planned, sweep
 
-from kubeworker.core import manifest
-from kubeworker.core.cluster_objects import OWNED_RECORD
+from kubeworker.core.certificates.csr import KEYS_RECORD
+from kubeworker.core.cluster import manifest
+from kubeworker.core.cluster.cluster_objects import OWNED_RECORD
+from kubeworker.core.cluster.kube_views import Document
+from kubeworker.core.cluster.manifest import Ref
 from kubeworker.core.component import Chart
-from kubeworker.core.csr import KEYS_RECORD
-from kubeworker.core.kube_views import Document
-from kubeworker.core.manifest import Ref
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiConflict, ApiRefused
 from kubeworker.flow import charts

@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeworker.core.environment_sh import Environment, read
+from kubeworker.core.guide.environment_sh import Environment, read
 
 NAMES = ("A", "B", "C", "NODE_IPS")
 

@@ -9,8 +9,8 @@ import pytest
 from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin
 
-from kubeworker.core import manifest
-from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core.cluster import manifest
+from kubeworker.core.cluster.cluster_objects import ObjectAction
 from kubeworker.core.drift import Drift
 from kubeworker.flow.status_cluster import Known, object_drift
 from kubeworker.io.kube import Kube

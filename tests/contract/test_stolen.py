@@ -11,8 +11,8 @@ from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin, as_node, as_token, client_request, cluster_of, node_document, planned, sweep
 from tests.contract.test_approver import rules
 
-from kubeworker.core import bootstrap_token
-from kubeworker.core.bootstrap_token import BootstrapToken
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError
 from kubeworker.flow.csr import approve

@@ -11,10 +11,10 @@ import pytest
 from tests.contract.control_plane import ControlPlane
 from tests.contract.kubelets import admin
 
-from kubeworker.core import verify_objects
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.manifest import ref
-from kubeworker.core.verify_objects import KINDS, LABELS, NAMESPACE, TRAFFIC_KINDS, Run
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.manifest import ref
+from kubeworker.core.verify import objects as verify_objects
+from kubeworker.core.verify.objects import KINDS, LABELS, NAMESPACE, TRAFFIC_KINDS, Run
 from kubeworker.errors import ApiConflict
 from kubeworker.flow.verify_access import granted, remove_stale
 from kubeworker.io.https import Answer, get, tls_context

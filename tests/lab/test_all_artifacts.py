@@ -11,7 +11,7 @@ import pytest
 from tests.artifact_site import Site, node_artifacts
 from tests.contract.release_server import ReleaseServer, publish_all
 
-from kubeworker.core import elf
+from kubeworker.core.artifacts import elf
 from kubeworker.core.spec import Versions
 from kubeworker.errors import ArtifactError
 from kubeworker.io.binary import host_architecture

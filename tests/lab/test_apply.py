@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.lab import operate
 from tests.lab.operate import Operator, changes, kubectl, restarted, sh, starts, until
 
-from kubeworker.core import pki
+from kubeworker.core.certificates import pki
 from kubeworker.flow import credentials
 from kubeworker.lab import LabState
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import serialization
 from tests.contract.kubelets import serving_request
 from tests.lab.operate import COMMAND, kubectl, sh, until
 
-from kubeworker.core import approver
-from kubeworker.core.csr import KEYS_RECORD
+from kubeworker.core.certificates import approver
+from kubeworker.core.certificates.csr import KEYS_RECORD
 from kubeworker.lab import LabState, approver_image
 from kubeworker.lab.state import cache_folder
 

@@ -18,7 +18,7 @@ from tests.lab.operate import Change, Operator, kubectl, restarted, sh, starts, 
 
 from kubeworker import lab as labs
 from kubeworker.core.model import Blob
-from kubeworker.core.probe import store_path
+from kubeworker.core.node.probe import store_path
 from kubeworker.io.blob_store import BlobStore
 from kubeworker.lab import LabState, pki
 

@@ -13,7 +13,7 @@ from tests.lab.conftest import COMMAND, kubeworker
 from tests.lab.operate import kubectl, sh, until
 
 from kubeworker import lab as labs
-from kubeworker.core.failover import CASES, GAP
+from kubeworker.core.api_proxy.failover import CASES, GAP
 from kubeworker.lab import LabState
 
 NOISE = {"stopped": 4.0, "blackholed": 4.0, "hung": 4.0, "unready": 6.0}

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.unit.core.engine_states import blob, stream
 
-from kubeworker.core import actions, diff, node_script, probe
+from kubeworker.core import actions, diff
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.model import (
     Absent,
@@ -28,9 +28,10 @@ from kubeworker.core.model import (
     Stage,
     Unit,
 )
-from kubeworker.core.observed import Observed, parse
-from kubeworker.core.preflight import preflight
-from kubeworker.core.preflight_fleet import Fleet
+from kubeworker.core.node import node_script, probe
+from kubeworker.core.node.observed import Observed, parse
+from kubeworker.core.preflight.fleet import Fleet
+from kubeworker.core.preflight.requirements import preflight
 from kubeworker.core.spec import NodeSpec, Ssh
 from kubeworker.errors import ActionFailed
 from kubeworker.io.node import Node, connect

@@ -16,8 +16,8 @@ from tests.lab.conftest import kubeworker
 from tests.lab.operate import COMMAND, Start, contents, kubectl, restarted, sh, starts
 
 from kubeworker import lab as labs
-from kubeworker.core import job
-from kubeworker.core.shard import Shard
+from kubeworker.core.sharding import job
+from kubeworker.core.sharding.shard import Shard
 from kubeworker.lab import LabState, approver_image
 
 pytestmark = pytest.mark.timeout(300)

@@ -19,7 +19,7 @@ import pytest
 from tests.lab.operate import Operator, kubectl, sh, until
 from tests.tls_server import TlsServer, tls_server
 
-from kubeworker.core.bootstrap_token import BootstrapToken, found
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken, found
 from kubeworker.lab import LabState, pki
 
 pytestmark = pytest.mark.timeout(240)

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from cryptography.x509.oid import NameOID
 
-from kubeworker.core.pki import SigningKey
+from kubeworker.core.certificates.pki import SigningKey
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _HASHLESS = ed25519.Ed25519PrivateKey

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from cyclopts import App, Parameter
 
 from kubeworker.cli.options import DEFAULT_FILE, PROGRESS, File, Flag, Json, ProgressOptions
-from kubeworker.core.artifact import Architecture, Artifact
+from kubeworker.core.artifacts.artifact import Architecture, Artifact
 from kubeworker.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ async def publish(
     from kubeworker.cli.report import reporting
     from kubeworker.components import discover
     from kubeworker.core.desired import archives
-    from kubeworker.core.pull_script import FOLDER
+    from kubeworker.core.node.pull_script import FOLDER
     from kubeworker.flow.artifact_publish import publish as write
     from kubeworker.flow.artifacts import resolve
     from kubeworker.io.blob_store import BlobStore

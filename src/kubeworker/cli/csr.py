@@ -124,7 +124,7 @@ def service(
     from pathlib import Path
 
     from kubeworker.cli.spec import load_cluster
-    from kubeworker.core import approver
+    from kubeworker.core.certificates import approver
     from kubeworker.errors import UsageError
 
     cluster = load_cluster(file)

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from kubeworker.cli.lab import DEFAULT, Name, StateDir
 from kubeworker.cli.options import PROGRESS, Flag, Json, ProgressOptions
-from kubeworker.core.failover import CASES, Case
+from kubeworker.core.api_proxy.failover import CASES, Case
 
 app = App(name="drill", help="Failures on purpose, on a lab, and what they cost.")
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from kubeworker.cli.page import Html, Text, badge, element, folded, joined, page, table
 from kubeworker.cli.progress import listed
-from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
+from kubeworker.core.verify.checks import NodeReport, Verdict, VerifyReport
 
 OPEN_MOST = 3
 """How many nodes with a failed check stand open: of more, what failed is told above, once for all that have it."""

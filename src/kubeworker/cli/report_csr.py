@@ -10,8 +10,8 @@ from rich.text import Text
 
 from kubeworker.cli.styles import STYLES
 from kubeworker.core import durations
-from kubeworker.core.csr import Pending
-from kubeworker.core.issuing import Halted
+from kubeworker.core.certificates.csr import Pending
+from kubeworker.core.certificates.issuing import Halted
 from kubeworker.flow.csr import Listed
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeworker.cli.styles import STYLES
-from kubeworker.core.failover import Drill, measures
+from kubeworker.core.api_proxy.failover import Drill, measures
 
 
 def print_drill(screen: Console, drill: Drill) -> None:

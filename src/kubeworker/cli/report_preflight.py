@@ -12,8 +12,8 @@ from rich.text import Text
 from kubeworker.cli.progress import listed
 from kubeworker.cli.report_plan import count
 from kubeworker.cli.styles import STYLES
-from kubeworker.core.preflight_row import Row, Status
-from kubeworker.core.reach_rows import Matrix
+from kubeworker.core.preflight.row import Row, Status
+from kubeworker.core.reachability.rows import Matrix
 from kubeworker.flow.preflight import Preflight
 
 _STYLES: dict[Status, str] = {

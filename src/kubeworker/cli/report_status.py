@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kubeworker.core.certificates.expiry import SOON, Expiry
 from kubeworker.core.drift import NOTHING_YET, Drift
-from kubeworker.core.expiry import SOON, Expiry
 from kubeworker.core.outlook import Prospect
 from kubeworker.flow.status import FleetStatus, NodeLine
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeworker.cli.styles import STYLES
-from kubeworker.core.checks import NodeReport, VerifyReport
+from kubeworker.core.verify.checks import NodeReport, VerifyReport
 
 TELLING = ("containerd.registry.", "containerd.mirror.")
 """Checks whose detail is worth reading when they pass too: which host served an image."""

@@ -11,7 +11,7 @@ from kubeworker.cli.options import DEFAULT_FILE, File, Flag, Json, Yes
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kubeworker.core.token_listing import Chosen
+    from kubeworker.core.cluster.token_listing import Chosen
 
 app = App(name="token", help="Bootstrap tokens: list them, take them back. Their secrets are never shown.")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kubeworker.core.artifact import Artifact, GoBuild, Release, cni_ldflags
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, Release, cni_ldflags
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import unit
 from kubeworker.core.model import (

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, Release, helm_ldflags
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, ModuleFolder, Release, helm_ldflags
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import (
     Certificate,
     Chart,
@@ -20,7 +21,6 @@ from kubeworker.core.component import (
     api_proxy_url,
     replaces_kube_proxy,
 )
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.merge import merge
 from kubeworker.core.model import (
     AbsentUnit,

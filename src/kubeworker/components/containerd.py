@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from kubeworker.core import outlook, registry_hosts
-from kubeworker.core.artifact import (
+from kubeworker.core.artifacts.artifact import (
     RUNC_LDFLAGS,
     Artifact,
     GoBuild,

@@ -1,6 +1,6 @@
 """kube-nginx: a TCP proxy on each node's loopback that balances over every kube-apiserver.
 
-Beside it a probe takes those that are not ready out of its list (core/apiserver_probe.py).
+Beside it a probe takes those that are not ready out of its list (core/api_proxy/apiserver_probe.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from kubeworker.core import apiserver_probe
-from kubeworker.core.artifact import Artifact, ConfigureBuild
+from kubeworker.core.api_proxy import apiserver_probe
+from kubeworker.core.artifacts.artifact import Artifact, ConfigureBuild
 from kubeworker.core.component import Component, ComponentConfig, Context, binary
 from kubeworker.core.formats import nginx, unit
 from kubeworker.core.formats.nginx import Block
@@ -35,7 +35,7 @@ from kubeworker.core.model import (
     Unit,
     UnitActive,
 )
-from kubeworker.core.probe import KUBELET_CLIENT_CERT
+from kubeworker.core.node.probe import KUBELET_CLIENT_CERT
 from kubeworker.core.spec import API_PROXY, ClusterFile, Endpoint
 
 Balance = Literal["least_conn", "hash"]
@@ -118,7 +118,7 @@ def _root(cluster: ClusterFile) -> str:
 _UNIT = "kube-nginx.service"
 _PROBE_UNIT = "kube-nginx-probe.service"
 _RUN = "/run/kube-nginx"
-"""State that the probe keeps while the machine is up (core/apiserver_probe.py): no managed file."""
+"""State that the probe keeps while the machine is up (core/api_proxy/apiserver_probe.py): no managed file."""
 
 
 def _probed(cluster: ClusterFile, config: Config) -> bool:

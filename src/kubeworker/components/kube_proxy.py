@@ -8,8 +8,8 @@ from typing import Any, cast, get_args
 
 from pydantic import Field
 
-from kubeworker.core import chain_look, kubeconfig, proxy_rules
-from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core.certificates import kubeconfig
 from kubeworker.core.component import (
     HTTP2_PING,
     Component,
@@ -48,7 +48,8 @@ from kubeworker.core.model import (
     UnitActive,
     VirtualServers,
 )
-from kubeworker.core.proxy_rules import Mode
+from kubeworker.core.node import chain_look, proxy_rules
+from kubeworker.core.node.proxy_rules import Mode
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import SpecError
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from kubeworker.core import kubeconfig, quantity
-from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core import quantity
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core.certificates import kubeconfig
 from kubeworker.core.component import (
     HTTP2_PING,
     Component,

@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from kubeworker.core.artifact import Artifact
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.model import Binary, Blob, Check, Requirement, Stage
 from kubeworker.core.spec import API_PROXY, ClusterFile, NodeSpec
 

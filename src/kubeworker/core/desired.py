@@ -9,9 +9,9 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic import ValidationError
 
 from kubeworker.core.applied import inputs_digest
-from kubeworker.core.artifact import Artifact
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import (
     Blob,
     Check,

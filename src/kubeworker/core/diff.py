@@ -51,8 +51,8 @@ from kubeworker.core.model import (
     Stage,
     Unit,
 )
-from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
-from kubeworker.core.probe import DROPIN_DIRS, former_path, managed_paths, remains_of, store_path
+from kubeworker.core.node.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit
+from kubeworker.core.node.probe import DROPIN_DIRS, former_path, managed_paths, remains_of, store_path
 
 NONE = "-"
 """Stands for "no such file" in a digest."""

@@ -36,8 +36,8 @@ from kubeworker.core.actions import (
 )
 from kubeworker.core.applied import Applied, Item, Key
 from kubeworker.core.model import UNKNOWN, Binary, NodeState, Origin, Stage
-from kubeworker.core.observed import Observed, SeenFile
-from kubeworker.core.probe import DROPIN_DIRS
+from kubeworker.core.node.observed import Observed, SeenFile
+from kubeworker.core.node.probe import DROPIN_DIRS
 
 Who: TypeAlias = Literal["node", "input", "both", "run", "cluster", "unknown"]
 """node: changed on the machine since the last apply. input: cluster.yaml, the lock file or the tool changed, and that

@@ -255,7 +255,7 @@ class Leftover:
     """What a plan calls it: `kube-proxy's ipvs rules`."""
     present: str
     """POSIX sh that looks only: exit status 0 where there is something to remove. It may use the words of
-    core/chain_look.py, and does not leave the shell that runs it (the probe's) or change its folder."""
+    core/node/chain_look.py, and does not leave the shell that runs it (the probe's) or change its folder."""
     remove: str
     """POSIX sh that removes it, or what is left of it; another exit status than 0 fails the stage with its output."""
     reason: str
@@ -555,7 +555,7 @@ class Certificate:
     """The Kubernetes user: system:node:<name>, system:kube-proxy."""
     days: int = 0
     rotates: bool = False
-    """kubelet renews it by itself (core/expiry.py): it must not be late with that."""
+    """kubelet renews it by itself (core/certificates/expiry.py): it must not be late with that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

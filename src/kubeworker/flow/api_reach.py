@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-from kubeworker.core import api_reach, bootstrap_token, joined
-from kubeworker.core.api_reach import Caller
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.observed import Observed
-from kubeworker.core.preflight_row import Row
-from kubeworker.core.probe import KUBELET_CLIENT_CERT
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
+from kubeworker.core.node import joined
+from kubeworker.core.node.observed import Observed
+from kubeworker.core.node.probe import KUBELET_CLIENT_CERT
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.reachability import api_reach
+from kubeworker.core.reachability.api_reach import Caller
 from kubeworker.errors import ApiError, CredentialsError, KubeworkerError, ProbeError
 from kubeworker.flow.events import Reporter, Warning_
 from kubeworker.flow.session import Session

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kubeworker.components import kubelet
-from kubeworker.core import actions, csr, issuing, node_script
+from kubeworker.core import actions
 from kubeworker.core.actions import StagePlan
+from kubeworker.core.certificates import csr, issuing
 from kubeworker.core.model import TlsEndpoint
+from kubeworker.core.node import node_script
 from kubeworker.errors import ActionFailed, ApiError, JoinFailed, KubeworkerError, NodeUnreachable
 from kubeworker.flow import chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeworker.core import bundle as form
-from kubeworker.core import lockfile
-from kubeworker.core.artifact import Artifact
-from kubeworker.core.bundle import ImageFile
-from kubeworker.core.lockfile import Lock
+from kubeworker.core.artifacts import bundle as form
+from kubeworker.core.artifacts import lockfile
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.artifacts.bundle import ImageFile
+from kubeworker.core.artifacts.lockfile import Lock
 from kubeworker.core.model import Blob
 from kubeworker.errors import BundleError, FileError, reason
 from kubeworker.flow.artifact_run import change_lock, progress, read_lock

@@ -9,8 +9,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeworker.core import pull_script, tar_stream
+from kubeworker.core.artifacts import tar_stream
 from kubeworker.core.model import Blob
+from kubeworker.core.node import pull_script
 from kubeworker.errors import FileError, reason
 from kubeworker.io import oci_archive
 from kubeworker.io.blob_store import BlobStore

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kubeworker.core import lockfile
-from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.lockfile import Entry, Key, Kind, Lock
+from kubeworker.core.artifacts import lockfile
+from kubeworker.core.artifacts.artifact import Architecture, Artifact
+from kubeworker.core.artifacts.lockfile import Entry, Key, Kind, Lock
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import Artifacts
 from kubeworker.errors import ArtifactError, BlobDamaged, LockfileError, reason

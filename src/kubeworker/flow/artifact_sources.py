@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from kubeworker.core import checksums, lockfile, recipe
-from kubeworker.core.artifact import Artifact, ConfigureBuild, GoBuild, ModuleFolder, Release, release_url
-from kubeworker.core.lockfile import KINDS, Entry, Kind
+from kubeworker.core.artifacts import checksums, lockfile, recipe
+from kubeworker.core.artifacts.artifact import Artifact, ConfigureBuild, GoBuild, ModuleFolder, Release, release_url
+from kubeworker.core.artifacts.lockfile import KINDS, Entry, Kind
+from kubeworker.core.artifacts.recipe import Group
 from kubeworker.core.model import Blob
-from kubeworker.core.recipe import Group
 from kubeworker.errors import ArtifactError, ArtifactMissing, reason
 from kubeworker.flow.artifact_run import Origin, Results, Run, accept, elapsed, kinds, pin, progress, trusted
 from kubeworker.io import apt, build, go_modules

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kubeworker.core.artifact import Architecture, Artifact
-from kubeworker.core.lockfile import KINDS, Entry, Key, Kind
+from kubeworker.core.artifacts.artifact import Architecture, Artifact
+from kubeworker.core.artifacts.lockfile import KINDS, Entry, Key, Kind
 from kubeworker.core.model import Blob
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged

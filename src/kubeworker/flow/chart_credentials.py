@@ -10,9 +10,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from kubeworker.core import pki
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca
 from kubeworker.core.component import Certificate, KeyPair
-from kubeworker.core.pki import Ca
 from kubeworker.errors import CredentialsError, reason
 from kubeworker.flow.credentials import RENEW_BEFORE, directory, write_secret
 

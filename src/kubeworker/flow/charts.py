@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from kubeworker.core import desired, kube_views, manifest
-from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core import desired
+from kubeworker.core.cluster import kube_views, manifest
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import Document, PodStatus
+from kubeworker.core.cluster.manifest import Found, Ref, Stale
 from kubeworker.core.component import Chart, Component, KeyPair
 from kubeworker.core.desired import Registry
-from kubeworker.core.kube_views import Document, PodStatus
-from kubeworker.core.manifest import Found, Ref, Stale
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiNotFound, ApiRefused, ChartError
 from kubeworker.flow import artifacts, chart_credentials

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from kubeworker.core import csr, durations, issuing, verify_objects
-from kubeworker.core.checks import Verdict, failed, passed
-from kubeworker.core.csr import CLIENT_SIGNER, NODE_USER, SERVING_SIGNER, CsrView
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core import durations
+from kubeworker.core.certificates import csr, issuing
+from kubeworker.core.certificates.csr import CLIENT_SIGNER, NODE_USER, SERVING_SIGNER, CsrView
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.model import Check, ClusterCheck, ProxyReaches, ServingCertificate
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.core.verify_objects import NAMESPACE, Run
+from kubeworker.core.verify import objects as verify_objects
+from kubeworker.core.verify.checks import Verdict, failed, passed
+from kubeworker.core.verify.objects import NAMESPACE, Run
 from kubeworker.errors import ApiError
 from kubeworker.flow.checks_http import SETTLE_SECONDS, Identity, host_port, peer_certificate, proxy_reaches
 from kubeworker.flow.polling import settled

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from kubeworker.core.checks import Verdict, failed, passed
 from kubeworker.core.model import Check, Http, ProxyReaches
+from kubeworker.core.verify.checks import Verdict, failed, passed
 from kubeworker.flow.polling import settled
 from kubeworker.io.https import Answer, NoAnswer, get
 from kubeworker.io.node import Node

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kubeworker.core import ipvs
-from kubeworker.core.checks import Verdict, failed, passed
-from kubeworker.core.ipvs import NodeView
-from kubeworker.core.kube_views import Document
+from kubeworker.core.cluster.kube_views import Document
 from kubeworker.core.model import VirtualServers
+from kubeworker.core.verify import ipvs
+from kubeworker.core.verify.checks import Verdict, failed, passed
+from kubeworker.core.verify.ipvs import NodeView
 from kubeworker.flow.checks_cluster import ClusterView, Shared
 from kubeworker.flow.polling import settled
 from kubeworker.io.kube import Kube

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kubeworker.core import mirror_pull
-from kubeworker.core.checks import Verdict, failed
-from kubeworker.core.mirror_pull import Fetched
 from kubeworker.core.model import MirrorPull
+from kubeworker.core.verify import mirror_pull
+from kubeworker.core.verify.checks import Verdict, failed
+from kubeworker.core.verify.mirror_pull import Fetched
 from kubeworker.io.fleet import Ok, fan_out
 from kubeworker.io.node import Node
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from kubeworker.core import verify_objects
-from kubeworker.core.checks import Verdict, failed, passed
-from kubeworker.core.kube_views import PodStatus
+from kubeworker.core.cluster.kube_views import PodStatus
 from kubeworker.core.model import AgentCommand, AgentKnowsPods, AgentReady, Traffic
-from kubeworker.core.verify_objects import NAMESPACE, PORT, Role, Run, traffic_client
+from kubeworker.core.verify import objects as verify_objects
+from kubeworker.core.verify.checks import Verdict, failed, passed
+from kubeworker.core.verify.objects import NAMESPACE, PORT, Role, Run, traffic_client
 from kubeworker.errors import ApiError, NodeError
 from kubeworker.flow import charts
 from kubeworker.flow.charts import Agents

@@ -10,9 +10,10 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kubeworker.core import handed, pki
-from kubeworker.core.handed import Handed
-from kubeworker.core.pki import Ca, CaCertificate
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca, CaCertificate
+from kubeworker.core.sharding import handed
+from kubeworker.core.sharding.handed import Handed
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError, reason
 from kubeworker.io.whole_file import write_atomically

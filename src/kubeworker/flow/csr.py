@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from kubeworker.core import csr, durations, issuing
-from kubeworker.core.bootstrap_token import BOOTSTRAP_USER
-from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
-from kubeworker.core.issuing import Halted
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core import durations
+from kubeworker.core.certificates import csr, issuing
+from kubeworker.core.certificates.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
+from kubeworker.core.certificates.issuing import Halted
+from kubeworker.core.cluster.bootstrap_token import BOOTSTRAP_USER
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow import csr_shown

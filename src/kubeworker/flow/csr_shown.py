@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from kubeworker.components import kubelet
-from kubeworker.core import csr, desired
-from kubeworker.core.csr import CsrView
+from kubeworker.core import desired
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import CsrView
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import KubeworkerError
 from kubeworker.flow.checks_http import host_port

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubeworker.components import discover
-from kubeworker.core import csr
+from kubeworker.core.certificates import csr
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, CredentialsError, InputError
 from kubeworker.flow import csr_alive, csr_shown

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeworker.core import desired, limit, node_script, pull_script, tar_stream
+from kubeworker.core import desired, limit
+from kubeworker.core.artifacts import tar_stream
 from kubeworker.core.model import Blob
+from kubeworker.core.node import node_script, pull_script
 from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.flow import artifacts
 from kubeworker.flow.events import Transfer, Waiting, Warning_

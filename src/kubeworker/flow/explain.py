@@ -63,7 +63,7 @@ def made_by(entry: Entry) -> str:
     """FILE: FUNCTION of this program that makes it."""
     if entry.made_by and entry.component:
         return f"components/{entry.component}.py: {entry.made_by}"
-    return {"preflight": "core/preflight.py", "action": "core/actions.py", "error": "errors.py"}.get(entry.kind, "")
+    return {"preflight": "core/preflight", "action": "core/actions.py", "error": "errors.py"}.get(entry.kind, "")
 
 
 def load(paths: Paths) -> Knowledge:

@@ -12,9 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from kubeworker.core import desired, environment_sh, guide_inputs
+from kubeworker.core import desired
 from kubeworker.core.desired import Registry
 from kubeworker.core.formats import nginx
+from kubeworker.core.guide import environment_sh
+from kubeworker.core.guide import inputs as guide_inputs
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import FileError, GuideFileError, reason
 from kubeworker.flow.field_docs import FieldDoc, as_yaml, field_docs, first_paragraph

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from kubeworker.components import discover, kube_proxy, kubelet
-from kubeworker.core import cluster_objects, desired, handed, job
+from kubeworker.core import desired
+from kubeworker.core.cluster import cluster_objects
 from kubeworker.core.formats import yaml
-from kubeworker.core.handed import Handed
-from kubeworker.core.job import Parcel
-from kubeworker.core.shard import Shard
+from kubeworker.core.sharding import handed, job
+from kubeworker.core.sharding.handed import Handed
+from kubeworker.core.sharding.job import Parcel
+from kubeworker.core.sharding.shard import Shard
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiUnreachable, CredentialsError, InputError, UsageError
 from kubeworker.flow import artifacts, credentials, join

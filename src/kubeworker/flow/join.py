@@ -11,11 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from kubeworker.components import kubelet
-from kubeworker.core import bootstrap_token, cluster_objects, desired
-from kubeworker.core.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER, BootstrapToken
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.handed import Handed
-from kubeworker.core.kube_views import Document, NodeStatus
+from kubeworker.core import desired
+from kubeworker.core.cluster import bootstrap_token, cluster_objects
+from kubeworker.core.cluster.bootstrap_token import BOOTSTRAP_GROUP, BOOTSTRAP_USER, BootstrapToken
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import Document, NodeStatus
+from kubeworker.core.sharding.handed import Handed
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, CredentialsError
 from kubeworker.flow.events import ActionDone, Reporter, Warning_

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import actions, desired, drift, joined, preflight, preflight_fleet, probe, pull_script
+from kubeworker.core import actions, desired, drift
 from kubeworker.core.actions import StagePlan
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.diff import diff, held_back
 from kubeworker.core.model import Blob, NodeState
-from kubeworker.core.observed import HASHING, Observed, parse
-from kubeworker.core.preflight_fleet import Fleet
-from kubeworker.core.preflight_row import Row
+from kubeworker.core.node import joined, probe, pull_script
+from kubeworker.core.node.observed import HASHING, Observed, parse
+from kubeworker.core.preflight import fleet as preflight_fleet
+from kubeworker.core.preflight import requirements
+from kubeworker.core.preflight.fleet import Fleet
+from kubeworker.core.preflight.row import Row
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.errors import KubeworkerError, NodeError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import charts, join
@@ -360,7 +363,7 @@ def with_seen(facts: Facts, observed: Observed) -> Facts:
 
 def checked(node: NodeSpec, look: Look, state: NodeState, fleet: Fleet, stages: Sequence[StagePlan]) -> tuple[Row, ...]:
     """Every preflight check that what the node showed can answer."""
-    return preflight.preflight(
+    return requirements.preflight(
         state,
         look.observed,
         fleet=fleet,

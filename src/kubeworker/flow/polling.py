@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
-from kubeworker.core.checks import Verdict
+from kubeworker.core.verify.checks import Verdict
 from kubeworker.errors import ApiError
 
 POLL_SECONDS = 0.5

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import joined
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import Facts
 from kubeworker.core.diff import diff
-from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.preflight_fleet import Fleet
-from kubeworker.core.preflight_row import Row, Status
-from kubeworker.core.reach_rows import Matrix
+from kubeworker.core.node import joined
+from kubeworker.core.preflight.fleet import Fleet
+from kubeworker.core.preflight.row import Row, Status
+from kubeworker.core.reachability.rows import Matrix
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
 from kubeworker.flow.events import Reporter

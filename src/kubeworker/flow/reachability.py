@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from kubeworker.core import reach_probe, reach_rows, reachability
 from kubeworker.core.component import Facts
-from kubeworker.core.observed import Observed
-from kubeworker.core.preflight_row import Row
-from kubeworker.core.reach_probe import Listen
-from kubeworker.core.reach_rows import Matrix
-from kubeworker.core.reachability import Evidence, Fleet, Member, Try
+from kubeworker.core.node.observed import Observed
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.reachability import probe as reach_probe
+from kubeworker.core.reachability import rows as reach_rows
+from kubeworker.core.reachability import trials
+from kubeworker.core.reachability.probe import Listen
+from kubeworker.core.reachability.rows import Matrix
+from kubeworker.core.reachability.trials import Evidence, Fleet, Member, Try
 from kubeworker.core.spec import NodeSpec
 from kubeworker.errors import NodeError
 from kubeworker.flow.api_reach import reach_api
@@ -58,8 +60,8 @@ async def _reach_peers(session: Session, seen: Mapping[str, Observed]) -> tuple[
     inside = [_member(session, node) for node in session.cluster.nodes if node.name in seen]
     chosen = {node.name for node in session.selected}
     others = [node for node in session.cluster.nodes if node.name not in chosen]
-    outside = [_member(session, node) for node in reachability.spread(others, reachability.FULL)]
-    return await try_all(reachability.fleet(inside, outside), session.connection)
+    outside = [_member(session, node) for node in trials.spread(others, trials.FULL)]
+    return await try_all(trials.fleet(inside, outside), session.connection)
 
 
 async def try_all(fleet: Fleet, connection: Callable[[str], Node]) -> tuple[Fleet, Evidence]:
@@ -70,7 +72,7 @@ async def try_all(fleet: Fleet, connection: Callable[[str], Node]) -> tuple[Flee
     trial = _Trial(fleet=fleet, connection=connection)
     if not any(fleet.targets):
         return fleet, trial.seen
-    listens = reachability.listens(fleet)
+    listens = trials.listens(fleet)
     async with asyncio.TaskGroup() as group:
         for member in fleet.probed:
             group.create_task(trial.probe(member, listens[member.number]))
@@ -83,7 +85,7 @@ async def try_all(fleet: Fleet, connection: Callable[[str], Node]) -> tuple[Flee
 
 def _member(session: Session, node: NodeSpec) -> Member:
     state = session.inputs().state(node, Facts())
-    return Member(number=0, name=node.name, address=node.address, needs=reachability.needs(state))
+    return Member(number=0, name=node.name, address=node.address, needs=trials.needs(state))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,7 +103,7 @@ class _Trial:
     async def probe(self, member: Member, listen: Sequence[Listen]) -> None:
         """A node's probe, from its start to its end."""
         self.orders[member.number] = asyncio.Queue()
-        script = reachability.script(self.fleet, member, listen, self.nonce)
+        script = trials.script(self.fleet, member, listen, self.nonce)
 
         def hear(line: str) -> None:
             with contextlib.suppress(ValueError):  # what it says beside is nothing to go by
@@ -129,17 +131,17 @@ class _Trial:
         for number in numbers - {*self.seen.ready, *self.seen.ended}:
             self.seen.ended[number] = f"its probe did not start within {START_SECONDS} s"
         self.fleet = self.fleet.without_probe(self.seen.ended)
-        tries = reachability.tries(self.fleet, self.seen)
+        tries = trials.tries(self.fleet, self.seen)
         for number in range(1, ROUNDS + 1):
             await self._round(tries, number)
-            tries = reachability.narrower(tries, self.seen)
+            tries = trials.narrower(tries, self.seen)
             if not tries:
                 return
 
     async def _round(self, tries: Sequence[Try], number: int) -> None:
         texts: dict[int, list[str]] = {}
         for each in tries:
-            texts.setdefault(each.asker, []).append(reachability.order(self.fleet, each))
+            texts.setdefault(each.asker, []).append(trials.order(self.fleet, each))
         for asker, lines in texts.items():
             self.orders[asker].put_nowait("".join(lines).encode())
         batches = ceil(max(map(len, texts.values()), default=0) / reach_probe.AT_ONCE)

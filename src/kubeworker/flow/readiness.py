@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from kubeworker.components import kubelet
 from kubeworker.core import actions
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.errors import ApiError, JoinFailed
 from kubeworker.flow.plan import NodePlan
 from kubeworker.flow.polling import looked_until

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kubeworker.core import desired, manifest
+from kubeworker.core import desired
+from kubeworker.core.cluster import manifest
 from kubeworker.core.component import Archive, Credentials, Facts
 from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.formats import yaml

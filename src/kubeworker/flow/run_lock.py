@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kubeworker.core import kube_views
-from kubeworker.core.shard import FLEET, Shard, is_shard
+from kubeworker.core.cluster import kube_views
+from kubeworker.core.sharding.shard import FLEET, Shard, is_shard
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, LockHeld
 from kubeworker.flow.events import Note, Reporter, Warning_
 from kubeworker.io.kube import Kube

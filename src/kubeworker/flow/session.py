@@ -15,15 +15,15 @@ from typing import TypeVar
 
 from kubeworker.components import discover, kube_proxy
 from kubeworker.core import desired
-from kubeworker.core.artifact import Artifact
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.certificates.pki import CaCertificate
 from kubeworker.core.component import Archive, Credentials
 from kubeworker.core.desired import Inputs, Registry
-from kubeworker.core.handed import Handed
 from kubeworker.core.model import UNKNOWN, Blob
 from kubeworker.core.nearest import meant
-from kubeworker.core.pki import CaCertificate
-from kubeworker.core.shard import Shard
-from kubeworker.core.shard import parse as parse_shard
+from kubeworker.core.sharding.handed import Handed
+from kubeworker.core.sharding.shard import Shard
+from kubeworker.core.sharding.shard import parse as parse_shard
 from kubeworker.core.spec import ClusterFile, NodeSpec
 from kubeworker.core.stage_memo import StageMemo
 from kubeworker.errors import ApiUnreachable, CredentialsError, NodeUnreachable, UsageError

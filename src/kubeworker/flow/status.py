@@ -11,19 +11,21 @@ from typing import Any, Literal, TypeAlias
 
 from cryptography import x509
 
-from kubeworker.core import check_script, desired, drift, outlook, running_script
-from kubeworker.core.artifact import Artifact
-from kubeworker.core.check_script import Evidence
+from kubeworker.core import desired, drift, outlook
+from kubeworker.core.artifacts.artifact import Artifact
+from kubeworker.core.certificates.csr import CLIENT_SIGNER, SERVING_SIGNER
+from kubeworker.core.certificates.expiry import Expiry, expiry
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import Credentials, Facts
-from kubeworker.core.csr import CLIENT_SIGNER, SERVING_SIGNER
 from kubeworker.core.diff import diff
 from kubeworker.core.drift import Drift, NodeDrift, moment
-from kubeworker.core.expiry import Expiry, expiry
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import Certificate, Check, UnitActive
+from kubeworker.core.node import running_script
+from kubeworker.core.node.running_script import ProxiedServer, Seen
 from kubeworker.core.outlook import Prospect, Running
-from kubeworker.core.running_script import ProxiedServer, Seen
 from kubeworker.core.spec import ClusterFile, NodeSpec
+from kubeworker.core.verify import check_script
+from kubeworker.core.verify.check_script import Evidence
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import credentials, status_cluster
 from kubeworker.flow.events import Reporter

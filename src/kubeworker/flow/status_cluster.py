@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kubeworker.core import apiserver_slices, cluster_objects, issuing, kube_views, manifest
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.csr import Approve, Pending
+from kubeworker.core.api_proxy import apiserver_slices
+from kubeworker.core.certificates import issuing
+from kubeworker.core.certificates.csr import Approve, Pending
+from kubeworker.core.certificates.issuing import Halted
+from kubeworker.core.cluster import cluster_objects, kube_views, manifest
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import Document, NodeStatus
+from kubeworker.core.cluster.manifest import FIELD_MANAGER, Ref
 from kubeworker.core.drift import Drift, last_writer
-from kubeworker.core.issuing import Halted
-from kubeworker.core.kube_views import Document, NodeStatus
-from kubeworker.core.manifest import FIELD_MANAGER, Ref
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import ApiError, CredentialsError
 from kubeworker.flow import csr

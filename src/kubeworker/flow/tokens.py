@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from kubeworker.core import token_listing
+from kubeworker.core.cluster import token_listing
+from kubeworker.core.cluster.token_listing import Chosen, State, TokenView
 from kubeworker.core.spec import ClusterFile
-from kubeworker.core.token_listing import Chosen, State, TokenView
 from kubeworker.io.kube import Kube
 
 

@@ -17,8 +17,7 @@ from typing import TypeAlias
 
 from cryptography import x509
 
-from kubeworker.core import check_script, desired
-from kubeworker.core.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
+from kubeworker.core import desired
 from kubeworker.core.component import Archive, Credentials, Facts, Peer
 from kubeworker.core.model import (
     AgentCommand,
@@ -35,7 +34,9 @@ from kubeworker.core.model import (
 )
 from kubeworker.core.nearest import nearest
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.core.verify_objects import KINDS, TRAFFIC_KINDS, Run, default_image
+from kubeworker.core.verify import check_script
+from kubeworker.core.verify.checks import LOCAL, LocalCheck, NodeReport, Verdict, VerifyReport, failed, judge
+from kubeworker.core.verify.objects import KINDS, TRAFFIC_KINDS, Run, default_image
 from kubeworker.errors import ApiError, NodeUnreachable, UsageError
 from kubeworker.flow import checks_cluster, checks_http, checks_ipvs, checks_mirrors
 from kubeworker.flow.checks_cluster import ClusterView, Shared

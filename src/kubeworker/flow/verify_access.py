@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from kubeworker.core import verify_objects
-from kubeworker.core.kube_views import Document
+from kubeworker.core.cluster.kube_views import Document
 from kubeworker.core.model import Caller
-from kubeworker.core.verify_objects import KINDS, LABELS, NAMESPACE, Run
+from kubeworker.core.verify import objects as verify_objects
+from kubeworker.core.verify.objects import KINDS, LABELS, NAMESPACE, Run
 from kubeworker.errors import ApiError, CredentialsError
 from kubeworker.flow.checks_http import Identity
 from kubeworker.io.fleet import Failed, Ok, fan_out

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kubeworker.core import apt_sources
+from kubeworker.core.artifacts import apt_sources
 from kubeworker.errors import ArtifactMissing
 from kubeworker.io import command
 

@@ -9,8 +9,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from kubeworker.core import elf
-from kubeworker.core.artifact import Architecture, Artifact, reported_version
+from kubeworker.core.artifacts import elf
+from kubeworker.core.artifacts.artifact import Architecture, Artifact, reported_version
 from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.io import chart, command
 

@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from kubeworker.core import tar_stream
+from kubeworker.core.artifacts import tar_stream
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged, reason
 from kubeworker.io.whole_file import write_atomically

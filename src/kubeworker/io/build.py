@@ -12,9 +12,9 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from kubeworker.core import recipe as recipes
-from kubeworker.core.artifact import Architecture, Artifact, ConfigureBuild, GoBuild, ModuleFolder
-from kubeworker.core.recipe import Group, Recipe
+from kubeworker.core.artifacts import recipe as recipes
+from kubeworker.core.artifacts.artifact import Architecture, Artifact, ConfigureBuild, GoBuild, ModuleFolder
+from kubeworker.core.artifacts.recipe import Group, Recipe
 from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.io import apt, command, go_modules
 from kubeworker.io.binary import extract_source, host_architecture

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from kubeworker.core import bundle, lockfile, tar_stream
-from kubeworker.core.bundle import Index
+from kubeworker.core.artifacts import bundle, lockfile, tar_stream
+from kubeworker.core.artifacts.bundle import Index
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, BundleError, reason
 from kubeworker.io.blob_store import BlobStore

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kubeworker.core.artifact import Artifact
+from kubeworker.core.artifacts.artifact import Artifact
 from kubeworker.errors import ArtifactError
 
 

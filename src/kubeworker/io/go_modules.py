@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from kubeworker.core.artifact import SourceEdit
-from kubeworker.core.recipe import MODULE_ENVIRONMENT, Recipe
+from kubeworker.core.artifacts.artifact import SourceEdit
+from kubeworker.core.artifacts.recipe import MODULE_ENVIRONMENT, Recipe
 from kubeworker.errors import ArtifactError, ArtifactMissing
 from kubeworker.io import command
 

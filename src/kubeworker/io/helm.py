@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from kubeworker.core import manifest
+from kubeworker.core.cluster import manifest
+from kubeworker.core.cluster.kube_views import Document
 from kubeworker.core.formats import yaml as values_format
-from kubeworker.core.kube_views import Document
 from kubeworker.errors import ArtifactError, ChartError
 from kubeworker.io import command
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
-from kubeworker.core import bootstrap_token, csr, kube_views, token_listing
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.cluster_objects import OWNED_RECORD, ObjectAction
-from kubeworker.core.csr import KEYS_RECORD, CsrView
-from kubeworker.core.kube_views import (
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import KEYS_RECORD, CsrView
+from kubeworker.core.cluster import bootstrap_token, kube_views, token_listing
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
+from kubeworker.core.cluster.cluster_objects import OWNED_RECORD, ObjectAction
+from kubeworker.core.cluster.kube_views import (
     Document,
     EndpointsStatus,
     LeaseStatus,
@@ -29,7 +30,7 @@ from kubeworker.core.kube_views import (
     PodStatus,
     ServiceStatus,
 )
-from kubeworker.core.token_listing import TokenView
+from kubeworker.core.cluster.token_listing import TokenView
 from kubeworker.errors import (
     ApiConflict,
     ApiError,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.kube_views import Document
-from kubeworker.core.manifest import FIELD_MANAGER, Conflict, Ref, ref
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import Document
+from kubeworker.core.cluster.manifest import FIELD_MANAGER, Conflict, Ref, ref
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiRefused
 from kubeworker.io.kube import Kube, api_path, deletion
 

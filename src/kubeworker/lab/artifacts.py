@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kubeworker.core.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, Release, kubernetes_ldflags
 from kubeworker.core.spec import Versions
 from kubeworker.flow.events import Reporter
 

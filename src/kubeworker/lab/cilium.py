@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubeworker.core.artifact import Artifact, GoBuild, SourceEdit, cni_ldflags
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, SourceEdit, cni_ldflags
 from kubeworker.core.spec import Versions
 
 MODULE = "github.com/cilium/cilium"

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from kubeworker.core.artifact import ModuleFolder
-from kubeworker.core.recipe import Recipe, folder_inputs
+from kubeworker.core.artifacts.artifact import ModuleFolder
+from kubeworker.core.artifacts.recipe import Recipe, folder_inputs
 from kubeworker.flow.events import Note, Reporter
 from kubeworker.io import build
 from kubeworker.lab import cache, cilium, host, oci_image, rootfs

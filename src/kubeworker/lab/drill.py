@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kubeworker.core import failover, kube_views
-from kubeworker.core.failover import SPREAD_LIMIT, Case, Client, Drill, Proxy, Result, Sessions
+from kubeworker.core.api_proxy import failover
+from kubeworker.core.api_proxy.failover import SPREAD_LIMIT, Case, Client, Drill, Proxy, Result, Sessions
+from kubeworker.core.cluster import kube_views
 from kubeworker.errors import LabError, UsageError
 from kubeworker.flow.events import Note, Reporter
 from kubeworker.lab import drill_client, drill_fault, host, lifecycle

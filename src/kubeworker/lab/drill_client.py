@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from kubeworker.core.artifact import Artifact, GoBuild
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild
 from kubeworker.core.spec import Versions
 from kubeworker.errors import LabError
 from kubeworker.flow.events import Reporter

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubeworker.core.failover import Case
+from kubeworker.core.api_proxy.failover import Case
 from kubeworker.errors import LabError
 from kubeworker.flow.events import Note, Reporter
 from kubeworker.io.whole_file import write_atomically

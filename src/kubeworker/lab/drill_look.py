@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from kubeworker.core import proc
-from kubeworker.core.failover import Sessions
+from kubeworker.core.api_proxy.failover import Sessions
+from kubeworker.core.node import proc
 from kubeworker.errors import LabError
 from kubeworker.lab import cgroups, machine
 from kubeworker.lab.state import LabState, Machine

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kubeworker.core import failover, kube_views
-from kubeworker.core.failover import Sessions
+from kubeworker.core.api_proxy import failover
+from kubeworker.core.api_proxy.failover import Sessions
+from kubeworker.core.cluster import kube_views
 from kubeworker.errors import LabError
 from kubeworker.lab.admin_api import AdminApi
 from kubeworker.lab.drill_client import Clients

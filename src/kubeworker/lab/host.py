@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kubeworker.core import elf
-from kubeworker.core.artifact import Architecture
+from kubeworker.core.artifacts import elf
+from kubeworker.core.artifacts.artifact import Architecture
 from kubeworker.errors import LabError
 
 NEEDED = (

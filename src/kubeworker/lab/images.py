@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubeworker.core.artifact import Architecture
+from kubeworker.core.artifacts.artifact import Architecture
 from kubeworker.lab import host, oci_image
 
 PAUSE = "registry.k8s.io/pause:3.10"

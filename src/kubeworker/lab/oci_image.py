@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from kubeworker.core.artifact import Architecture
+from kubeworker.core.artifacts.artifact import Architecture
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from kubeworker.core.artifact import Artifact, GoBuild, SourceEdit
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, SourceEdit
 from kubeworker.core.spec import Versions
 from kubeworker.errors import LabError
 from kubeworker.flow.events import Reporter, silent

@@ -7,7 +7,7 @@ from kubeworker.cli.page_plan import apply_page, plan_page
 from kubeworker.cli.page_verify import verify_page
 from kubeworker.cli.report_apply import ApplyDocument, NodeResult
 from kubeworker.cli.report_plan import ActionDocument, ErrorDocument, NodeDocument, PlanDocument
-from kubeworker.core.checks import NodeReport, Status, Verdict, VerifyReport
+from kubeworker.core.verify.checks import NodeReport, Status, Verdict, VerifyReport
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from kubeworker.cli.report_drill import print_drill
-from kubeworker.core.failover import Client, Drill, Gap, Proxy, Result
+from kubeworker.core.api_proxy.failover import Client, Drill, Gap, Proxy, Result
 
 CLIENT = Client(gap=Gap(seconds=3.25), after=0.2, noise=0.1)
 RESULT = Result(

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from kubeworker.cli.report_preflight import print_checks
-from kubeworker.core.reach_rows import Matrix
+from kubeworker.core.reachability.rows import Matrix
 from kubeworker.flow.preflight import Preflight
 
 MATRIX = Matrix(

@@ -12,14 +12,14 @@ from kubeworker.cli.report_csr import print_requests
 from kubeworker.cli.report_status import print_status, whose
 from kubeworker.cli.report_token import print_revoked, print_tokens
 from kubeworker.cli.report_verify import print_verdicts
-from kubeworker.core.checks import NodeReport, Verdict, VerifyReport
-from kubeworker.core.csr import SERVING_SIGNER, CsrView, Pending
+from kubeworker.core.certificates.csr import SERVING_SIGNER, CsrView, Pending
+from kubeworker.core.certificates.expiry import Expiry, State
+from kubeworker.core.certificates.issuing import Halted
+from kubeworker.core.cluster.token_listing import TokenView
 from kubeworker.core.drift import NOTHING_YET, Drift
-from kubeworker.core.expiry import Expiry, State
-from kubeworker.core.issuing import Halted
+from kubeworker.core.node.running_script import ProxiedServer
 from kubeworker.core.outlook import Prospect
-from kubeworker.core.running_script import ProxiedServer
-from kubeworker.core.token_listing import TokenView
+from kubeworker.core.verify.checks import NodeReport, Verdict, VerifyReport
 from kubeworker.errors import NodeError, NodeUnreachable
 from kubeworker.flow.csr import Listed
 from kubeworker.flow.status import FleetStatus, NodeLine

@@ -12,8 +12,8 @@ from tests.unit.samples import cluster, state
 from kubeworker.components import cilium
 from kubeworker.components.cilium import Config
 from kubeworker.core import desired
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import Facts, KeyPair
-from kubeworker.core.kube_views import NodeStatus
 from kubeworker.core.model import RequirePort, Stage, WarnOfTraces
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import SpecError

@@ -5,7 +5,7 @@ import subprocess
 
 from tests.unit.samples import changed, checks, cluster, reloaded, restarted, stage, state, text, units, with_component
 
-from kubeworker.core import apiserver_probe
+from kubeworker.core.api_proxy import apiserver_probe
 from kubeworker.core.model import Http, Listening, ProxyReaches, RequireCommand
 
 CONF = "/opt/k8s/kube-nginx/conf/kube-nginx.conf"

@@ -12,8 +12,8 @@ from typing import Any
 from kubeworker.core.actions import StartUnit
 from kubeworker.core.diff import diff
 from kubeworker.core.model import Blob, NodeState, RequireCommand, Stage, Unit
-from kubeworker.core.observed import Observed, SeenFile, SeenUnit, StartRecord
-from kubeworker.core.probe import store_path
+from kubeworker.core.node.observed import Observed, SeenFile, SeenUnit, StartRecord
+from kubeworker.core.node.probe import store_path
 
 BIN_DIR = "/opt/k8s/bin"
 

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import api_reach
-from kubeworker.core.api_reach import Answer, Caller
-from kubeworker.core.preflight_row import Row
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.reachability import api_reach
+from kubeworker.core.reachability.api_reach import Answer, Caller
 
 CALLERS: tuple[Caller, ...] = ("token", "certificate", "nobody")
 

@@ -1,5 +1,5 @@
-from kubeworker.core.apiserver_slices import compare
-from kubeworker.core.kube_views import EndpointsStatus
+from kubeworker.core.api_proxy.apiserver_slices import compare
+from kubeworker.core.cluster.kube_views import EndpointsStatus
 
 
 def slices(*addresses: str) -> list[EndpointsStatus]:

@@ -4,7 +4,7 @@ import pytest
 from tests.unit.core.engine_states import after, bare, blob, state, with_file
 from tests.unit.samples import cluster
 
-from kubeworker.core import applied, diff, node_script
+from kubeworker.core import applied, diff
 from kubeworker.core.applied import Applied, Item
 from kubeworker.core.model import (
     Absent,
@@ -23,6 +23,7 @@ from kubeworker.core.model import (
     Sysctl,
     Unit,
 )
+from kubeworker.core.node import node_script
 
 STAGE = Stage(
     component="c",

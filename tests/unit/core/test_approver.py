@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kubeworker.core import approver
+from kubeworker.core.certificates import approver
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 
 CLUSTER = ClusterFile.model_validate(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from kubeworker.core.apt_sources import source_lines
+from kubeworker.core.artifacts.apt_sources import source_lines
 
 DEB822 = """\
 Types: deb

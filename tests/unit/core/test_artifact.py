@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kubeworker.core import checksums
-from kubeworker.core.artifact import kubernetes_ldflags, release_url, reported_version
+from kubeworker.core.artifacts import checksums
+from kubeworker.core.artifacts.artifact import kubernetes_ldflags, release_url, reported_version
 
 DIGEST = "0123456789abcdef" * 4
 

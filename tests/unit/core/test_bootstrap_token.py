@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core import bootstrap_token
-from kubeworker.core.bootstrap_token import MINIMUM, RANDOM_BYTES, BootstrapToken
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.bootstrap_token import MINIMUM, RANDOM_BYTES, BootstrapToken
 from kubeworker.core.spec import NodeSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kubeworker.core import check_script, checks
-from kubeworker.core.check_script import CommandSeen, Evidence, Socket, UnitSeen
 from kubeworker.core.model import Certificate, FileMode, Listening, NodeCommand, PortClosed, UnitActive
+from kubeworker.core.verify import check_script, checks
+from kubeworker.core.verify.check_script import CommandSeen, Evidence, Socket, UnitSeen
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

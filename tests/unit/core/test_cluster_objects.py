@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core import bootstrap_token, cluster_objects, kube_views
-from kubeworker.core.bootstrap_token import BootstrapToken, TokenPlan
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.cluster import bootstrap_token, cluster_objects, kube_views
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken, TokenPlan
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 
 RBAC = "rbac.authorization.k8s.io"

@@ -17,8 +17,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core import csr
-from kubeworker.core.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import Approve, CsrView, Inventory, Knowledge, Pending, Verdict
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 
 NODE, ADDRESS = "worker-01.example.com", ip_address("10.1.0.1")

@@ -36,8 +36,8 @@ from kubeworker.core.model import (
     Sysctl,
     Unit,
 )
-from kubeworker.core.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit, StartRecord
-from kubeworker.core.probe import store_path
+from kubeworker.core.node.observed import KubeletKubeconfig, Observed, SeenFile, SeenUnit, StartRecord
+from kubeworker.core.node.probe import store_path
 
 KUBELET = b"kubelet"
 CONTAINERD = b"containerd"

@@ -8,7 +8,7 @@ from kubeworker.core import applied, diff, drift
 from kubeworker.core.applied import Applied
 from kubeworker.core.drift import Drift, NodeDrift, last_writer
 from kubeworker.core.model import UNKNOWN, Absent, Binary, File, Image, NodeState, Origin, Stage, Sysctl, Unit
-from kubeworker.core.observed import Observed
+from kubeworker.core.node.observed import Observed
 
 NOW = Origin(tool="1.1", inputs="now")
 APPLIED_AT = 1_700_000_000.0

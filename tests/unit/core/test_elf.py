@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeworker.core import elf
+from kubeworker.core.artifacts import elf
 
 SHELL = Path("/bin/sh").resolve()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core.environment_sh import Environment, read
+from kubeworker.core.guide.environment_sh import Environment, read
 
 GUIDE = Path(__file__).parents[2] / "guide"
 

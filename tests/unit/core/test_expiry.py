@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core import expiry
-from kubeworker.core.expiry import State
+from kubeworker.core.certificates import expiry
+from kubeworker.core.certificates.expiry import State
 
 SIGNED = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1())

@@ -15,7 +15,8 @@ from typing import get_args
 import pytest
 from tests.unit.samples import REGISTRY, checks, cluster, files, state, with_component
 
-from kubeworker.core import actions, cluster_objects
+from kubeworker.core import actions
+from kubeworker.core.cluster import cluster_objects
 from kubeworker.core.component import Facts, Peer
 from kubeworker.core.explain import Entry, Kind, Knowledge
 from kubeworker.core.model import NodeState, Stage
@@ -142,7 +143,7 @@ def test_every_check_of_verify_is_explained() -> None:
 
 def preflight_ids() -> set[str]:
     """Ids of rows in the code and in the pages that must name them all, with `x` for what varies."""
-    code = "".join(path.read_text("utf-8") for path in SOURCE.glob("core/*reach*.py"))
+    code = "".join(path.read_text("utf-8") for path in SOURCE.glob("core/reachability/*.py"))
     found = re.findall(r'\.(?:judge|judge_host|row)\(\s*f?"([^"]+)"', code)
     found += re.findall(r'\b(?:id|check)=f?"([^"]+)"', code)
     for page in ("preflight", "reachability"):

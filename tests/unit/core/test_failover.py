@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core import failover
-from kubeworker.core.failover import CASES, Client, Drill, Gap, Proxy, Result
+from kubeworker.core.api_proxy import failover
+from kubeworker.core.api_proxy.failover import CASES, Client, Drill, Gap, Proxy, Result
 
 WELL = Client(gap=Gap(seconds=0.3), after=0.2, noise=0.1)
 RESULT = Result(

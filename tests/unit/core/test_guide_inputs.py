@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from kubeworker.core import guide_inputs
-from kubeworker.core.environment_sh import read
 from kubeworker.core.formats import nginx
-from kubeworker.core.guide_inputs import GuideInputs, api_servers, document, from_environment
+from kubeworker.core.guide import inputs as guide_inputs
+from kubeworker.core.guide.environment_sh import read
+from kubeworker.core.guide.inputs import GuideInputs, api_servers, document, from_environment
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import InputError
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kubeworker.core import ipvs
-from kubeworker.core.ipvs import NodeView, Seen, VirtualServer, Wanted
 from kubeworker.core.model import VirtualServers
+from kubeworker.core.verify import ipvs
+from kubeworker.core.verify.ipvs import NodeView, Seen, VirtualServer, Wanted
 from kubeworker.flow.checks_ipvs import ServicesView, judge
 
 CHECK = VirtualServers(id="kube_proxy.ipvs")

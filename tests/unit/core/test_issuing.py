@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kubeworker.core import csr, issuing
-from kubeworker.core.csr import CsrView
-from kubeworker.core.issuing import SIGNING_SECONDS
-from kubeworker.core.kube_views import LeaseStatus
+from kubeworker.core.certificates import csr, issuing
+from kubeworker.core.certificates.csr import CsrView
+from kubeworker.core.certificates.issuing import SIGNING_SECONDS
+from kubeworker.core.cluster.kube_views import LeaseStatus
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 APPROVED = CsrView(

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from kubeworker.core import bootstrap_token, handed, job
+from kubeworker.core.cluster import bootstrap_token
 from kubeworker.core.component import Archive
-from kubeworker.core.handed import Handed
-from kubeworker.core.job import Parcel
 from kubeworker.core.model import Blob
+from kubeworker.core.sharding import handed, job
+from kubeworker.core.sharding.handed import Handed
+from kubeworker.core.sharding.job import Parcel
 from kubeworker.errors import CredentialsError
 from kubeworker.flow.job import JobReport, PartReport, last_document
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core.lockfile import KINDS, Entry, Key, Kind, Lock, check_inputs, parse, pin, render
+from kubeworker.core.artifacts.lockfile import KINDS, Entry, Key, Kind, Lock, check_inputs, parse, pin, render
 from kubeworker.errors import ArtifactError, InputError
 
 OLD, NEW = "a" * 64, "b" * 64

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kubeworker.core import manifest
-from kubeworker.core.manifest import Changes, Conflict, Found, Ref, Stale
+from kubeworker.core.cluster import manifest
+from kubeworker.core.cluster.manifest import Changes, Conflict, Found, Ref, Stale
 from kubeworker.errors import InputError
 
 RECORD = "kubeworker-demo"

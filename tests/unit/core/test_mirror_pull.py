@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 from tests.unit.samples import checks, with_component
 
-from kubeworker.core import mirror_pull
-from kubeworker.core.mirror_pull import Answer, Fetched
 from kubeworker.core.model import FileMode, MirrorPull, NodeCommand
+from kubeworker.core.verify import mirror_pull
+from kubeworker.core.verify.mirror_pull import Answer, Fetched
 
 CHECK = MirrorPull(
     id="containerd.registry.docker.io",

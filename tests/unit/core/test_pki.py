@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tests.unit.authority import NOW, authority, encrypted, pem_of
 
-from kubeworker.core import pki
-from kubeworker.core.pki import Ca, SigningKey
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca, SigningKey
 from kubeworker.errors import CredentialsError
 
 KEY = ec.generate_private_key(ec.SECP256R1())

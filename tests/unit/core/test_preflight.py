@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from tests.unit.core.engine_states import bare, blob, state
 
-from kubeworker.core import preflight_fleet
 from kubeworker.core.diff import diff
 from kubeworker.core.model import (
     Binary,
@@ -25,9 +24,10 @@ from kubeworker.core.model import (
     Stage,
     WarnOfTraces,
 )
-from kubeworker.core.observed import Disk, Listener, Observed
-from kubeworker.core.preflight import preflight
-from kubeworker.core.preflight_row import Row
+from kubeworker.core.node.observed import Disk, Listener, Observed
+from kubeworker.core.preflight import fleet as preflight_fleet
+from kubeworker.core.preflight.requirements import preflight
+from kubeworker.core.preflight.row import Row
 
 GIB = 2**30
 

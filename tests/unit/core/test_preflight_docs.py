@@ -8,14 +8,14 @@ from pathlib import Path
 from tests.unit import samples
 from tests.unit.core.engine_states import bare
 
-from kubeworker.core import preflight_fleet
 from kubeworker.core.component import Facts
 from kubeworker.core.model import NodeState
-from kubeworker.core.observed import Disk, NodeAddress, Observed
-from kubeworker.core.preflight import preflight
+from kubeworker.core.node.observed import Disk, NodeAddress, Observed
+from kubeworker.core.preflight import fleet as preflight_fleet
+from kubeworker.core.preflight.requirements import preflight
 
 ROOT = Path(__file__).parents[3]
-CODE = ("preflight", "preflight_fleet", "preflight_kubelet", "preflight_survey")
+CODE = ("requirements", "fleet", "kubelet", "survey_rows")
 
 
 def told() -> set[str]:
@@ -65,7 +65,7 @@ def test_every_check_that_the_page_names_is_made() -> None:
 
 def test_no_id_in_the_code_is_left_out_of_the_page() -> None:
     """Those too that no machine above brings out."""
-    source = "".join((ROOT / f"src/kubeworker/core/{name}.py").read_text("utf-8") for name in CODE)
+    source = "".join((ROOT / f"src/kubeworker/core/preflight/{name}.py").read_text("utf-8") for name in CODE)
     keys = re.findall(r'(?:\.(?:judge|judge_host|row)\(|_unique\(node,|key =|key, \w+ =)\s*f?"([^"]+)"', source)
     keys = [re.sub(r"\{[^}]*\}", "1", key) for key in keys]
     assert len(keys) > 25

@@ -10,13 +10,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.authority import NOW
 from tests.unit.core.engine_states import bare, state
 
-from kubeworker.core import pki, preflight_fleet
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca
 from kubeworker.core.model import KubeconfigTarget, RequireReserved, Stage
-from kubeworker.core.observed import Observed
-from kubeworker.core.pki import Ca
-from kubeworker.core.preflight import preflight
-from kubeworker.core.preflight_row import Row
-from kubeworker.core.probe import KUBELET_KUBECONFIG
+from kubeworker.core.node.observed import Observed
+from kubeworker.core.node.probe import KUBELET_KUBECONFIG
+from kubeworker.core.preflight import fleet as preflight_fleet
+from kubeworker.core.preflight.requirements import preflight
+from kubeworker.core.preflight.row import Row
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 

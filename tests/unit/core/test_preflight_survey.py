@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from tests.unit.core.engine_states import bare, blob, state
 
-from kubeworker.core import preflight_fleet
 from kubeworker.core.model import (
     Binary,
     File,
@@ -17,10 +16,11 @@ from kubeworker.core.model import (
     Stage,
     Unit,
 )
-from kubeworker.core.observed import Disk, NodeAddress, Observed, SeenUnit
-from kubeworker.core.preflight import preflight
-from kubeworker.core.preflight_row import Row
-from kubeworker.core.preflight_survey import at_boot
+from kubeworker.core.node.observed import Disk, NodeAddress, Observed, SeenUnit
+from kubeworker.core.preflight import fleet as preflight_fleet
+from kubeworker.core.preflight.requirements import preflight
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.preflight.survey_rows import at_boot
 
 WANTED = state(
     Stage(

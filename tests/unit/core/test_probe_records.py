@@ -10,9 +10,10 @@ import pytest
 from tests.unit.core.engine_states import state
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import applied, probe
+from kubeworker.core import applied
 from kubeworker.core.model import File, NodeState, Private, Stage
-from kubeworker.core.observed import Observed, parse
+from kubeworker.core.node import probe
+from kubeworker.core.node.observed import Observed, parse
 
 STAGE = Stage(component="c", files=(File(path="/nowhere/c", content=b"c"),))
 

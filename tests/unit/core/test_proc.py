@@ -1,6 +1,6 @@
 """Files of /proc, as Linux 6.18 wrote them."""
 
-from kubeworker.core import proc
+from kubeworker.core.node import proc
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

@@ -10,10 +10,10 @@ import pytest
 from tests.unit.core.engine_states import state
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import probe, proxy_rules
 from kubeworker.core.model import Leftover, Stage
-from kubeworker.core.observed import parse
-from kubeworker.core.proxy_rules import Mode
+from kubeworker.core.node import probe, proxy_rules
+from kubeworker.core.node.observed import parse
+from kubeworker.core.node.proxy_rules import Mode
 
 MODES: tuple[Mode | None, ...] = ("ipvs", "iptables", "nftables", None)
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from tests.unit.shells import SHELLS
 
-from kubeworker.core.reach_probe import (
+from kubeworker.core.reachability.probe import (
     Connected,
     Got,
     Line,

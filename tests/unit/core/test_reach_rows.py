@@ -9,20 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.core.test_reachability import ICMP, KUBELET, ROUTED, TCP, TUNNEL, UDP, VXLAN, member, watching
 
-from kubeworker.core import reach_rows, reachability
 from kubeworker.core.model import SameSegment
-from kubeworker.core.preflight_row import Row
-from kubeworker.core.reach_probe import Connected, Got, Missing, Outcome, Sent, Via, Watched
-from kubeworker.core.reachability import Evidence, Fleet, Need
+from kubeworker.core.preflight.row import Row
+from kubeworker.core.reachability import rows as reach_rows
+from kubeworker.core.reachability import trials
+from kubeworker.core.reachability.probe import Connected, Got, Missing, Outcome, Sent, Via, Watched
+from kubeworker.core.reachability.trials import Evidence, Fleet, Need
 
 Broken = dict[tuple[str, str], tuple[Outcome, str]]
 
 
 def connected(names: str, broken: Broken, *, outside: str = "") -> tuple[Fleet, Evidence]:
     """All of these reach each other on TCP 10250, but for the broken pairs."""
-    fleet = reachability.fleet([member(name) for name in names], [member(name) for name in outside])
+    fleet = trials.fleet([member(name) for name in names], [member(name) for name in outside])
     seen = watching(fleet)
-    for each in reachability.tries(fleet, seen):
+    for each in trials.tries(fleet, seen):
         pair = fleet.members[each.asker].name, fleet.members[each.target].name
         outcome, detail = broken.get(pair, ("ours" if each.ours else "open", ""))
         seen.add(each.asker, Connected(peer=each.target, port=10250, outcome=outcome, detail=detail))
@@ -31,9 +32,9 @@ def connected(names: str, broken: Broken, *, outside: str = "") -> tuple[Fleet, 
 
 def sent(names: str, *needs: Need, largest: int = 1500, target: str = "") -> tuple[Fleet, Evidence]:
     """Datagrams of these nodes arrive; at `target` up to a size (0: none)."""
-    fleet = reachability.fleet([member(name, *needs) for name in names])
+    fleet = trials.fleet([member(name, *needs) for name in names])
     seen = watching(fleet)
-    tries = reachability.tries(fleet, seen)
+    tries = trials.tries(fleet, seen)
     while tries:
         for each in tries:
             limit = largest if fleet.members[each.target].name == target else 1500
@@ -42,7 +43,7 @@ def sent(names: str, *needs: Need, largest: int = 1500, target: str = "") -> tup
                 if size <= limit:
                     seen.add(each.target, Got(listen=each.listen, peer=each.asker, size=size))
         seen.close(tries)
-        tries = reachability.narrower(tries, seen)
+        tries = trials.narrower(tries, seen)
     return fleet, seen
 
 
@@ -132,10 +133,10 @@ def test_kubelet_on_its_port_is_no_matter() -> None:
 
 
 def test_an_address_that_is_not_the_machines_own() -> None:
-    fleet = reachability.fleet([member(name) for name in "abc"])
+    fleet = trials.fleet([member(name) for name in "abc"])
     seen = watching(fleet)
     seen.add(1, Watched(listen=TCP, state="failed", detail="Cannot assign requested address"))
-    for each in reachability.tries(fleet, seen):
+    for each in trials.tries(fleet, seen):
         seen.add(each.asker, Connected(peer=each.target, port=10250, outcome="ours"))
     rows = [row for row in reach_rows.rows(fleet, seen) if row.node == "b" and row.status != "ok"]
     assert {row.status for row in rows} == {"unknown"}
@@ -143,11 +144,11 @@ def test_an_address_that_is_not_the_machines_own() -> None:
 
 
 def test_without_perl_nothing_passes_silently() -> None:
-    fleet = reachability.fleet([member(name) for name in "ab"])
+    fleet = trials.fleet([member(name) for name in "ab"])
     seen = watching(fleet)
     seen.add(1, Missing())
     fleet = fleet.without_probe(seen.ended)
-    for each in reachability.tries(fleet, seen):
+    for each in trials.tries(fleet, seen):
         seen.add(each.asker, Connected(peer=each.target, port=10250, outcome="refused"))
     row = row_of(reach_rows.rows(fleet, seen), "b", "reach")
     assert (row.status, row.fix) == ("unknown", "apt-get install perl-base")
@@ -155,7 +156,7 @@ def test_without_perl_nothing_passes_silently() -> None:
 
 
 def test_a_probe_that_dies_leaves_what_it_should_have_tried_unknown() -> None:
-    fleet = reachability.fleet([member(name) for name in "ab"])
+    fleet = trials.fleet([member(name) for name in "ab"])
     seen = watching(fleet)
     seen.add(1, Connected(peer=0, port=10250, outcome="ours"))
     seen.ended[0] = "the connection was lost"
@@ -163,9 +164,9 @@ def test_a_probe_that_dies_leaves_what_it_should_have_tried_unknown() -> None:
 
 
 def test_addresses_of_both_families() -> None:
-    fleet = reachability.fleet([member("a"), replace(member("b"), address="2001:db8::1")])
+    fleet = trials.fleet([member("a"), replace(member("b"), address="2001:db8::1")])
     seen = watching(fleet)
-    assert reachability.tries(fleet, seen) == ()
+    assert trials.tries(fleet, seen) == ()
     text = "not tried: one has an IPv4 address, the other an IPv6 one"
     assert [message for *_, message in wrong(fleet, seen)] == [f"b -> a: {text}", f"a -> b: {text}"]
 
@@ -254,7 +255,7 @@ def test_packets_that_do_not_fit_the_nodes_own_interface_are_its_own_matter() ->
 
 def test_a_router_between_nodes_of_one_segment() -> None:
     segment = SameSegment(why="bridge")
-    fleet = reachability.fleet([member(name, segment) for name in "abc"])
+    fleet = trials.fleet([member(name, segment) for name in "abc"])
     seen = watching(fleet)
     for asker in fleet.members:
         for target in fleet.tried_by(asker):
@@ -286,10 +287,10 @@ def test_a_cell_names_all_that_does_not_pass() -> None:
 def test_a_large_fleet_has_no_matrix_and_says_that_each_tries_some() -> None:
     fleet, seen = sent("a", VXLAN)
     assert reach_rows.matrix(fleet, seen) is None
-    names = [f"n{number}" for number in range(reachability.FULL + 1)]
-    fleet = reachability.fleet([member(name) for name in names])
+    names = [f"n{number}" for number in range(trials.FULL + 1)]
+    fleet = trials.fleet([member(name) for name in names])
     seen = watching(fleet)
-    for each in reachability.tries(fleet, seen):
+    for each in trials.tries(fleet, seen):
         seen.add(each.asker, Connected(peer=each.target, port=10250, outcome="ours"))
     assert reach_rows.matrix(fleet, seen) is None
     rows = reach_rows.rows(fleet, seen)

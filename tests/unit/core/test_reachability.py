@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from kubeworker.core import reachability
 from kubeworker.core.model import NodeToNode, PathMtu, SameSegment
-from kubeworker.core.reach_probe import SMALL, Connected, Got, Listen, Missing, Ready, Sent, Watched
-from kubeworker.core.reachability import FULL, NEIGHBOURS, OUTSIDE, Evidence, Fleet, Member, Need, Try
+from kubeworker.core.reachability import trials
+from kubeworker.core.reachability.probe import SMALL, Connected, Got, Listen, Missing, Ready, Sent, Watched
+from kubeworker.core.reachability.trials import FULL, NEIGHBOURS, OUTSIDE, Evidence, Fleet, Member, Need, Try
 
 KUBELET = NodeToNode(protocol="tcp", port=10250, why="kubelet", process="kubelet")
 VXLAN = NodeToNode(protocol="udp", port=8472, why="vxlan")
@@ -25,7 +25,7 @@ def member(name: str, *needs: Need) -> Member:
 def watching(fleet: Fleet) -> Evidence:
     """Every probe listens on all that it is to watch."""
     seen = Evidence()
-    for number, watched in reachability.listens(fleet).items():
+    for number, watched in trials.listens(fleet).items():
         seen.add(number, Ready(interface="eth0", mtu=1500))
         for listen in watched:
             seen.add(number, Watched(listen=listen, state="own"))
@@ -34,83 +34,83 @@ def watching(fleet: Fleet) -> Evidence:
 
 @pytest.mark.parametrize("count", [2, 3, FULL])
 def test_in_a_small_fleet_each_tries_all_others(count: int) -> None:
-    assert all(reachability.around(count, n) == tuple(i for i in range(count) if i != n) for n in range(count))
+    assert all(trials.around(count, n) == tuple(i for i in range(count) if i != n) for n in range(count))
 
 
 @pytest.mark.parametrize("count", [FULL + 1, FULL + 2, 100, 1000])
 def test_in_a_large_fleet_each_tries_some_and_is_tried_by_as_many(count: int) -> None:
-    chosen = [reachability.around(count, number) for number in range(count)]
+    chosen = [trials.around(count, number) for number in range(count)]
     assert all(len(set(targets)) == NEIGHBOURS and number not in targets for number, targets in enumerate(chosen))
     assert set(Counter(target for targets in chosen for target in targets).values()) == {NEIGHBOURS}
-    assert chosen == [reachability.around(count, number) for number in range(count)]
+    assert chosen == [trials.around(count, number) for number in range(count)]
 
 
 def test_a_large_fleets_tries_go_both_ways_and_to_its_far_end() -> None:
-    targets = reachability.around(1000, 0)
+    targets = trials.around(1000, 0)
     assert {1, 999, 499, 501} <= set(targets)
-    assert all(0 in reachability.around(1000, target) for target in targets)
+    assert all(0 in trials.around(1000, target) for target in targets)
 
 
 def test_nodes_outside_the_run_are_a_few_from_all_over() -> None:
-    assert reachability.beyond(1, 3, 0) == (1, 2, 3)
-    assert reachability.beyond(1, 800, 0) == tuple(range(1, 801, 100))
-    assert len(reachability.beyond(2, 1000, 1)) == OUTSIDE
-    assert reachability.beyond(5, 0, 0) == ()
+    assert trials.beyond(1, 3, 0) == (1, 2, 3)
+    assert trials.beyond(1, 800, 0) == tuple(range(1, 801, 100))
+    assert len(trials.beyond(2, 1000, 1)) == OUTSIDE
+    assert trials.beyond(5, 0, 0) == ()
 
 
 def test_only_some_of_a_large_rest_are_looked_at_at_all() -> None:
-    assert reachability.spread(range(1000), 4) == (0, 250, 500, 750)
-    assert reachability.spread("abc", 4) == ("a", "b", "c")
+    assert trials.spread(range(1000), 4) == (0, 250, 500, 750)
+    assert trials.spread("abc", 4) == ("a", "b", "c")
 
 
 def test_a_node_alone_watches_nothing() -> None:
-    fleet = reachability.fleet([member("a", KUBELET, VXLAN, TUNNEL)])
-    assert reachability.listens(fleet) == {0: ()}
+    fleet = trials.fleet([member("a", KUBELET, VXLAN, TUNNEL)])
+    assert trials.listens(fleet) == {0: ()}
     assert fleet.targets == ((),)
 
 
 def test_a_node_watches_its_own_ports_and_where_large_packets_come_in() -> None:
-    fleet = reachability.fleet([member("a", KUBELET, VXLAN, TUNNEL), member("b", KUBELET, ROUTED)])
-    assert reachability.listens(fleet) == {0: (TCP, UDP, ICMP), 1: (TCP, UDP)}
+    fleet = trials.fleet([member("a", KUBELET, VXLAN, TUNNEL), member("b", KUBELET, ROUTED)])
+    assert trials.listens(fleet) == {0: (TCP, UDP, ICMP), 1: (TCP, UDP)}
 
 
 def test_the_size_is_that_of_the_askers_interface() -> None:
-    fleet = reachability.fleet([member("a", VXLAN, TUNNEL), member("b", VXLAN, TUNNEL)])
+    fleet = trials.fleet([member("a", VXLAN, TUNNEL), member("b", VXLAN, TUNNEL)])
     seen = watching(fleet)
     seen.add(1, Ready(interface="eth0", mtu=9000))
-    assert reachability.tries(fleet, seen) == (
+    assert trials.tries(fleet, seen) == (
         Try(asker=0, target=1, listen=UDP, sizes=(SMALL, 1500)),
         Try(asker=1, target=0, listen=UDP, sizes=(SMALL, 9000)),
     )
 
 
 def test_a_port_that_is_held_need_not_answer_as_a_probe() -> None:
-    fleet = reachability.fleet([member("a"), member("b")])
+    fleet = trials.fleet([member("a"), member("b")])
     seen = watching(fleet)
     seen.add(1, Watched(listen=TCP, state="held", detail="kubelet"))
-    assert [each.ours for each in reachability.tries(fleet, seen)] == [False, True]
-    assert reachability.order(fleet, reachability.tries(fleet, seen)[0]).split()[0] == "connect"
+    assert [each.ours for each in trials.tries(fleet, seen)] == [False, True]
+    assert trials.order(fleet, trials.tries(fleet, seen)[0]).split()[0] == "connect"
 
 
 def test_where_a_node_can_not_listen_nobody_tries() -> None:
-    fleet = reachability.fleet([member("a"), member("b")])
+    fleet = trials.fleet([member("a"), member("b")])
     seen = watching(fleet)
     seen.add(1, Watched(listen=TCP, state="failed", detail="Cannot assign requested address"))
-    assert [(each.asker, each.target) for each in reachability.tries(fleet, seen)] == [(1, 0)]
+    assert [(each.asker, each.target) for each in trials.tries(fleet, seen)] == [(1, 0)]
 
 
 def test_nodes_outside_the_run_are_tried_on_tcp_ports_only() -> None:
-    fleet = reachability.fleet([member("a", KUBELET, VXLAN, TUNNEL)], [member("b", KUBELET, VXLAN, TUNNEL)])
-    tries = reachability.tries(fleet, watching(fleet))
+    fleet = trials.fleet([member("a", KUBELET, VXLAN, TUNNEL)], [member("b", KUBELET, VXLAN, TUNNEL)])
+    tries = trials.tries(fleet, watching(fleet))
     assert tries == (Try(asker=0, target=1, listen=TCP),)
 
 
 def test_a_node_without_perl_is_tried_and_does_not_try() -> None:
-    fleet = reachability.fleet([member("a"), member("b")])
+    fleet = trials.fleet([member("a"), member("b")])
     seen = watching(fleet)
     seen.add(1, Missing())
     fleet = fleet.without_probe(seen.ended)
-    tries = reachability.tries(fleet, seen)
+    tries = trials.tries(fleet, seen)
     assert [(each.asker, each.target) for each in tries] == [(0, 1)]
 
 
@@ -123,12 +123,12 @@ def test_the_search_ends_at_the_largest_packet(size: int, largest: int) -> None:
     while tries:
         rounds += 1
         (each,) = tries
-        assert len(each.sizes) <= 2 * reachability.STEPS
+        assert len(each.sizes) <= 2 * trials.STEPS
         for sent in each.sizes:
             if sent <= largest:
                 seen.add(1, Got(listen=UDP, peer=0, size=sent))
         seen.close(tries)
-        tries = reachability.narrower(tries, seen)
+        tries = trials.narrower(tries, seen)
     assert seen.span(0, 1, UDP) == (largest, largest + 1)
     assert rounds <= 5
 
@@ -139,7 +139,7 @@ def test_nothing_is_searched_where_all_or_nothing_arrives() -> None:
     seen.add(1, Got(listen=UDP, peer=0, size=SMALL))
     seen.add(1, Got(listen=UDP, peer=0, size=1500))
     seen.close([whole, nothing])
-    assert reachability.narrower([whole, nothing], seen) == ()
+    assert trials.narrower([whole, nothing], seen) == ()
 
 
 def test_a_round_is_over_when_every_probe_has_said_how_it_went() -> None:
@@ -163,6 +163,6 @@ def test_a_probe_that_has_ended_is_not_waited_for() -> None:
 
 def test_a_segment_is_looked_at_where_it_matters() -> None:
     segment = SameSegment(why="bridge")
-    fleet = reachability.fleet([member("a", KUBELET, segment), member("b")])
-    assert f"for peer in {fleet.members[1].address};" in reachability.script(fleet, fleet.members[0], (), "nonce")
-    assert "for peer in '';" in reachability.script(fleet, fleet.members[1], (), "nonce")
+    fleet = trials.fleet([member("a", KUBELET, segment), member("b")])
+    assert f"for peer in {fleet.members[1].address};" in trials.script(fleet, fleet.members[0], (), "nonce")
+    assert "for peer in '';" in trials.script(fleet, fleet.members[1], (), "nonce")

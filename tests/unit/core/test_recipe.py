@@ -5,8 +5,17 @@ from dataclasses import replace
 import pytest
 
 from kubeworker.components import discover
-from kubeworker.core.artifact import Artifact, GoBuild, ModuleFolder, SourceEdit
-from kubeworker.core.recipe import Recipe, command, environment, executable, folder_inputs, go_inputs, groups, older
+from kubeworker.core.artifacts.artifact import Artifact, GoBuild, ModuleFolder, SourceEdit
+from kubeworker.core.artifacts.recipe import (
+    Recipe,
+    command,
+    environment,
+    executable,
+    folder_inputs,
+    go_inputs,
+    groups,
+    older,
+)
 from kubeworker.io.build import load_recipe
 
 MOD = b"""module nodetools

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tests.unit.shells import SHELLS
 
-from kubeworker.core import running_script
+from kubeworker.core.node import running_script
+from kubeworker.core.node.running_script import OpenSecret, ProxiedServer, parse
 from kubeworker.core.outlook import Running
-from kubeworker.core.running_script import OpenSecret, ProxiedServer, parse
 
 KEY = "-----BEGIN EC PRIVATE KEY-----\nMHc\n-----END EC PRIVATE KEY-----\n"
 KUBECONFIG = "apiVersion: v1\nkind: Config\nclusters: []\n"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeworker.core.shard import FLEET, Shard, is_shard, parse
+from kubeworker.core.sharding.shard import FLEET, Shard, is_shard, parse
 from kubeworker.errors import UsageError
 
 

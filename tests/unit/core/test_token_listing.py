@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kubeworker.core import bootstrap_token, token_listing
-from kubeworker.core.bootstrap_token import BootstrapToken
-from kubeworker.core.token_listing import Chosen, TokenView
+from kubeworker.core.cluster import bootstrap_token, token_listing
+from kubeworker.core.cluster.bootstrap_token import BootstrapToken
+from kubeworker.core.cluster.token_listing import Chosen, TokenView
 from kubeworker.errors import InputError
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kubeworker.core import verify_objects
-from kubeworker.core.kube_views import PodStatus
-from kubeworker.core.verify_objects import Role, Run
+from kubeworker.core.cluster.kube_views import PodStatus
+from kubeworker.core.verify import objects as verify_objects
+from kubeworker.core.verify.objects import Role, Run
 
 RUN = Run(id="abc123")
 

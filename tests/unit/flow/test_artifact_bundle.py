@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from tests.artifact_site import SHELL, Site, shell_artifact
 
-from kubeworker.core import bundle as form
-from kubeworker.core.bundle import ImageFile
+from kubeworker.core.artifacts import bundle as form
+from kubeworker.core.artifacts.bundle import ImageFile
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, InputError
 from kubeworker.flow.artifact_bundle import Imported, bundle, portable, unbundle

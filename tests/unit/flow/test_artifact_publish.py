@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.artifact_site import SHELL, Site
 
-from kubeworker.core.pull_script import file_name
+from kubeworker.core.node.pull_script import file_name
 from kubeworker.errors import FileError
 from kubeworker.flow.artifact_publish import publish
 

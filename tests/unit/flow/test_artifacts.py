@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.artifact_site import SHELL, Site, damage, shell_artifact, shell_version
 
-from kubeworker.core.lockfile import Key
+from kubeworker.core.artifacts.lockfile import Key
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, InputError
 from kubeworker.flow import artifacts as flow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubeworker.core.cluster_objects import ObjectAction
+from kubeworker.core.cluster.cluster_objects import ObjectAction
 from kubeworker.flow.charts import ChartsPlan, agents_of, not_ready
 
 GENERATION = "deprecated.daemonset.template.generation"

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from kubeworker.core.csr import CLIENT_SIGNER, SERVING_SIGNER, CsrView
+from kubeworker.core.certificates.csr import CLIENT_SIGNER, SERVING_SIGNER, CsrView
 from kubeworker.core.model import ServingCertificate
 from kubeworker.core.spec import NodeSpec
 from kubeworker.flow.checks_cluster import judge_shown

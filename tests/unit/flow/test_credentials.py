@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from tests.unit.authority import NOW, authority
 
-from kubeworker.core import pki
-from kubeworker.core.pki import Ca, CaCertificate
+from kubeworker.core.certificates import pki
+from kubeworker.core.certificates.pki import Ca, CaCertificate
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import CredentialsError
 from kubeworker.flow import credentials

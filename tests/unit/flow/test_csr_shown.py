@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from kubeworker.core import csr
-from kubeworker.core.csr import CsrView
+from kubeworker.core.certificates import csr
+from kubeworker.core.certificates.csr import CsrView
 from kubeworker.core.spec import Cluster, ClusterFile, NodeSpec
 from kubeworker.flow.csr_shown import Comparison, Look, place
 from kubeworker.io.https import NoAnswer

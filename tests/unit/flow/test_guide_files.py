@@ -15,8 +15,10 @@ from tests.guide_files import CA, CERT, KEY, TOKEN, Difference
 from tests.unit.authority import authority
 
 from kubeworker.components import discover, kubelet
-from kubeworker.core import bootstrap_token, desired, pki
-from kubeworker.core.cluster_objects import bindings
+from kubeworker.core import desired
+from kubeworker.core.certificates import pki
+from kubeworker.core.cluster import bootstrap_token
+from kubeworker.core.cluster.cluster_objects import bindings
 from kubeworker.core.component import Credentials, Facts
 from kubeworker.core.model import Blob
 from kubeworker.core.settings import Settings, flat, nginx_settings, settings, unit_settings

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kubeworker.core import bootstrap_token
+from kubeworker.core.cluster import bootstrap_token
 from kubeworker.core.spec import ClusterFile
 from kubeworker.flow import join
 

@@ -8,8 +8,8 @@ import pytest
 
 from kubeworker.components import kubelet
 from kubeworker.core.actions import RestartUnit, StagePlan
-from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.kube_views import node as read
+from kubeworker.core.cluster.kube_views import NodeStatus
+from kubeworker.core.cluster.kube_views import node as read
 from kubeworker.core.model import Stage, Unit
 from kubeworker.errors import ApiUnreachable
 from kubeworker.flow.plan import NodePlan

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 from tests.unit.samples import cluster
 
-from kubeworker.core.cluster_objects import ObjectAction
-from kubeworker.core.csr import CLIENT_SIGNER, SERVING_SIGNER, Approve, CsrView, Pending, Verdict
-from kubeworker.core.issuing import Halted
-from kubeworker.core.kube_views import NodeStatus
-from kubeworker.core.manifest import ref
+from kubeworker.core.certificates.csr import CLIENT_SIGNER, SERVING_SIGNER, Approve, CsrView, Pending, Verdict
+from kubeworker.core.certificates.issuing import Halted
+from kubeworker.core.cluster.cluster_objects import ObjectAction
+from kubeworker.core.cluster.kube_views import NodeStatus
+from kubeworker.core.cluster.manifest import ref
 from kubeworker.flow.csr import Listed
 from kubeworker.flow.status_cluster import Known, object_drift, ready_fault, stuck
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 
-from kubeworker.core.csr import CsrView
-from kubeworker.core.kube_views import NodeStatus
+from kubeworker.core.certificates.csr import CsrView
+from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.model import ClusterCheck, Http, ProxyReaches
 from kubeworker.core.spec import ClusterFile
 from kubeworker.flow.checks_cluster import ClusterView, Shared, judge_node

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeworker.core import tar_stream
+from kubeworker.core.artifacts import tar_stream
 from kubeworker.core.model import Blob
 from kubeworker.errors import ArtifactError, ArtifactMissing, BlobDamaged
 from kubeworker.io.blob_store import BlobStore

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kubeworker.core.artifact import GoBuild
-from kubeworker.core.recipe import groups
+from kubeworker.core.artifacts.artifact import GoBuild
+from kubeworker.core.artifacts.recipe import groups
 from kubeworker.core.spec import Versions
 from kubeworker.io.build import load_recipe
 from kubeworker.io.cluster_file import load

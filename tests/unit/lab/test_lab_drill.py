@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kubeworker.core import recipe
-from kubeworker.core.failover import CASES, Case
+from kubeworker.core.api_proxy.failover import CASES, Case
+from kubeworker.core.artifacts import recipe
 from kubeworker.core.spec import Versions
 from kubeworker.io import build
 from kubeworker.lab import drill_client, drill_fault

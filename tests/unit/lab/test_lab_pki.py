@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from kubeworker.core import pki as product
+from kubeworker.core.certificates import pki as product
 from kubeworker.lab import pki
 
 NOW = dt.datetime(2030, 1, 2, 3, 4, tzinfo=dt.UTC)

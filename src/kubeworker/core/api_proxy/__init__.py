@@ -1,0 +1,1 @@
+"""The way to the API servers, and what happens to it when one fails."""

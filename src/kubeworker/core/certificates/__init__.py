@@ -1,0 +1,1 @@
+"""Certificates: who signs, which requests may be approved, how long they last."""

@@ -1,0 +1,1 @@
+"""A node: the shell that looks at it, what it saw, the shell that changes it."""

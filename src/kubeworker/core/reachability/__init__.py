@@ -1,0 +1,1 @@
+"""Nodes that try to reach each other, and what has come of it."""

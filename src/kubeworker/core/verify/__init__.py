@@ -1,0 +1,1 @@
+"""What `verify` asks and how it judges the answers."""
