@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from kubeworker.flow.events import (
 )
 from kubeworker.flow.pace import Pace
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
-from kubeworker.flow.polling import POLL_SECONDS, looked_until
+from kubeworker.flow.polling import asked_until, looked_until
 from kubeworker.flow.readiness import RESTART_SECONDS, restarts_kubelet, unready
 from kubeworker.flow.run_lock import RunLock
 from kubeworker.flow.session import Request, Session, open_session
@@ -486,14 +487,11 @@ class _Run:
         host, _, port = address.rpartition(":")
         context = https.tls_context(self.session.ca.pem)
         async with connection.forward(host, int(port)) as local:
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + PROXY_SECONDS
-            while True:
-                answer = await https.get(f"https://{address}/readyz", port=local, context=context)
-                final = isinstance(answer, https.Answer) or answer.untrusted or self.session.kube is None
-                if final or loop.time() >= deadline:
-                    return answer
-                await asyncio.sleep(POLL_SECONDS)
+            return await asked_until(
+                lambda: https.get(f"https://{address}/readyz", port=local, context=context),
+                lambda answer: isinstance(answer, https.Answer) or answer.untrusted,
+                seconds=PROXY_SECONDS if self.session.kube else 0,
+            )
 
     async def facts_appeared(self, plan: Plan) -> bool:
         """Whether another round is due: a node joined, or a podCIDR that something waits for is there now."""
@@ -542,27 +540,29 @@ class _Run:
     async def _wait_shown(self, kube: Kube, names: set[str]) -> None:
         """What kubelet shows, seen on the node itself, is what was issued to it."""
         comparison = Comparison(cluster=self.session.cluster, look=self._shown)
-        names, end = set(names), asyncio.get_running_loop().time() + 2 * comparison.patience
-        while names:
+        waiting, end = set(names), asyncio.get_running_loop().time() + 2 * comparison.patience
+
+        async def all_told() -> bool:
             requests = await looked_until(kube.csrs, lambda _: True, seconds=CERTIFICATE_SECONDS)
             if isinstance(requests, ApiError):
-                for name in sorted(names):
-                    why = _unknown(requests)
+                why = _unknown(requests)
+                for name in sorted(waiting):
                     self._fail(name, JoinFailed(why.text, subject=name, hint=why.hint))
-                return
+                return True
             # Read again each time: a node that joins again asks while its former request still looks like its newest.
-            mine = (each for each in requests if each.certificate and each.node in names)
+            mine = (each for each in requests if each.certificate and each.node in waiting)
             comparison.expect_instead(issuing.newest(mine))
             if asyncio.get_running_loop().time() >= end:
                 comparison.patience = 0  # one that asks again and again must not keep the run from its end
             for each in await comparison.round(requests):
-                names.discard(each.request.node)
+                waiting.discard(each.request.node)
                 if each.status != "shown":
                     name, text = each.request.node, f"{each.request.name}: {each.detail}"
                     self._fail(name, JoinFailed(text, subject=name, hint=ANOTHER_HINT))
-            if not comparison.waiting:
-                return
-            await asyncio.sleep(POLL_SECONDS)
+            return not (waiting and comparison.waiting)
+
+        if waiting:
+            await asked_until(all_told, bool, seconds=math.inf)
 
     async def _shown(self, name: str) -> bytes | https.NoAnswer:
         async with self.session.connection(name).forward(*place(self.session.cluster, name)) as local:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from kubeworker.core.verify.checks import Verdict
@@ -16,6 +16,29 @@ FIRST_SECONDS = 0.1
 Value = TypeVar("Value")
 
 
+async def asked_until(
+    look: Callable[[], Awaitable[Value]],
+    enough: Callable[[Value], bool],
+    *,
+    seconds: float,
+    pause: float = POLL_SECONDS,
+) -> Value:
+    """Look every `pause` seconds, at first more often, until it is enough, for `seconds` at most: the last answer.
+
+    The last look is at the very end; with 0 seconds the first is the last.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    wait = min(FIRST_SECONDS, pause)
+    while True:
+        seen = await look()
+        left = end - loop.time()
+        if enough(seen) or left <= 0:
+            return seen
+        await asyncio.sleep(min(wait, left))
+        wait = min(2 * wait, pause)
+
+
 async def looked_until(
     look: Callable[[], Awaitable[Value]],
     enough: Callable[[Value], bool],
@@ -23,35 +46,19 @@ async def looked_until(
     seconds: float,
     pause: float = POLL_SECONDS,
 ) -> Value | ApiError:
-    """Look every `pause` seconds until it is enough, for `seconds` at most: the last answer, or why there was none."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    waits = _waits(pause)
-    while True:
+    """The same for a look at the API, which may be away meanwhile: the last answer, or why there was none."""
+
+    async def answered() -> Value | ApiError:
         try:
-            seen: Value | ApiError = await look()
+            return await look()
         except ApiError as error:
-            seen = error
-        if (not isinstance(seen, ApiError) and enough(seen)) or loop.time() >= end:
-            return seen
-        await asyncio.sleep(next(waits))
+            return error
+
+    return await asked_until(
+        answered, lambda seen: not isinstance(seen, ApiError) and enough(seen), seconds=seconds, pause=pause
+    )
 
 
 async def settled(look: Callable[[], Awaitable[Verdict]], *, seconds: float, pause: float = 1) -> Verdict:
     """The verdict of a check, again every `pause` seconds (at first more often) for `seconds`, while it fails."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    waits = _waits(pause)
-    while True:
-        verdict = await look()
-        wait = next(waits)
-        if verdict.status == "passed" or loop.time() + wait > end:
-            return verdict
-        await asyncio.sleep(wait)
-
-
-def _waits(longest: float) -> Iterator[float]:
-    wait = min(FIRST_SECONDS, longest)
-    while True:
-        yield wait
-        wait = min(2 * wait, longest)
+    return await asked_until(look, lambda verdict: verdict.status == "passed", seconds=seconds, pause=pause)
