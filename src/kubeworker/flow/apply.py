@@ -16,7 +16,7 @@ from kubeworker.core.actions import StagePlan
 from kubeworker.core.certificates import csr, issuing
 from kubeworker.core.model import TlsEndpoint
 from kubeworker.core.node import node_script
-from kubeworker.errors import ActionFailed, ApiError, JoinFailed, KubeworkerError, NodeUnreachable
+from kubeworker.errors import ActionFailed, ApiError, JoinFailed, KubeworkerError
 from kubeworker.flow import chart_credentials, charts, credentials, join
 from kubeworker.flow.csr import Desk, Trouble
 from kubeworker.flow.csr_shown import ANOTHER_HINT, Comparison, place
@@ -33,6 +33,7 @@ from kubeworker.flow.events import (
     StageStarted,
     Waiting,
     Warning_,
+    outcome_of,
 )
 from kubeworker.flow.pace import Pace
 from kubeworker.flow.plan import NodePlan, Plan, make_plan
@@ -185,15 +186,7 @@ def _only(plan: Plan, names: Collection[str]) -> Plan:
 
 
 def _untouched(node: NodePlan) -> NodeResult:
-    status: NodeOutcome = "ok"
-    match node.error:
-        case None:
-            pass
-        case NodeUnreachable():
-            status = "unreachable"
-        case _:
-            status = "failed"
-    return NodeResult(name=node.name, status=status, error=node.error)
+    return NodeResult(name=node.name, status=outcome_of(node.error), error=node.error)
 
 
 @asynccontextmanager
@@ -595,7 +588,7 @@ class _Run:
                 self.session.report(Waiting(node=name, what=""))
 
     def _fail(self, name: str, error: KubeworkerError) -> None:
-        status: NodeOutcome = "unreachable" if isinstance(error, NodeUnreachable) else "failed"
+        status = outcome_of(error)
         self.results[name] = replace(self.results[name], status=status, error=error)
         self.session.report(NodeDone(node=name, status=status, detail=error.message))
 

@@ -7,7 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from kubeworker.errors import KubeworkerError, NodeUnreachable
+
 NodeOutcome: TypeAlias = Literal["ok", "failed", "unreachable", "skipped"]
+
+
+def outcome_of(error: KubeworkerError | None) -> NodeOutcome:
+    """What became of a node with this error."""
+    match error:
+        case None:
+            return "ok"
+        case NodeUnreachable():
+            return "unreachable"
+        case _:
+            return "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,10 @@ from kubeworker.core.preflight import requirements
 from kubeworker.core.preflight.fleet import Fleet
 from kubeworker.core.preflight.row import Row
 from kubeworker.core.spec import ClusterFile, NodeSpec
-from kubeworker.errors import KubeworkerError, NodeError, NodeUnreachable, PreflightFailed
+from kubeworker.errors import KubeworkerError, NodeError, PreflightFailed
 from kubeworker.flow import charts, join
 from kubeworker.flow.charts import Agents, ChartsPlan
-from kubeworker.flow.events import NodeSeen, NodeStarted, Reporter
+from kubeworker.flow.events import NodeOutcome, NodeSeen, NodeStarted, Reporter, outcome_of
 from kubeworker.flow.join import ClusterPlan as ObjectPlan
 from kubeworker.flow.join import ClusterReading
 from kubeworker.flow.session import Request, Session, open_session
@@ -57,15 +57,9 @@ class NodePlan:
     error: KubeworkerError | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> NodeOutcome:
         """ok, failed or unreachable, as in the JSON form."""
-        match self.error:
-            case None:
-                return "ok"
-            case NodeUnreachable():
-                return "unreachable"
-            case _:
-                return "failed"
+        return outcome_of(self.error)
 
     @property
     def blobs(self) -> tuple[Blob, ...]:

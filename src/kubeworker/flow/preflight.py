@@ -16,8 +16,8 @@ from kubeworker.core.preflight.fleet import Fleet
 from kubeworker.core.preflight.row import Row, Status
 from kubeworker.core.reachability.rows import Matrix
 from kubeworker.core.spec import NodeSpec
-from kubeworker.errors import ApiError, KubeworkerError, NodeUnreachable
-from kubeworker.flow.events import Reporter
+from kubeworker.errors import ApiError, KubeworkerError
+from kubeworker.flow.events import NodeOutcome, Reporter, outcome_of
 from kubeworker.flow.plan import Look, checked, fleet_of, observe, with_seen
 from kubeworker.flow.reachability import reachability_of
 from kubeworker.flow.session import Request, Session, open_look
@@ -33,15 +33,9 @@ class NodeChecks:
     error: KubeworkerError | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> NodeOutcome:
         """ok, failed or unreachable."""
-        match self.error:
-            case None:
-                return "failed" if any(row.status == "failed" for row in self.rows) else "ok"
-            case NodeUnreachable():
-                return "unreachable"
-            case _:
-                return "failed"
+        return "failed" if any(row.status == "failed" for row in self.rows) else outcome_of(self.error)
 
     def as_json(self) -> dict[str, Any]:
         """The node as `preflight --json` prints it."""

@@ -28,7 +28,7 @@ from kubeworker.core.verify import check_script
 from kubeworker.core.verify.check_script import Evidence
 from kubeworker.errors import KubeworkerError, NodeUnreachable, PreflightFailed
 from kubeworker.flow import credentials, status_cluster
-from kubeworker.flow.events import Reporter
+from kubeworker.flow.events import NodeOutcome, Reporter, outcome_of
 from kubeworker.flow.plan import NodePlan, asked, make_plan
 from kubeworker.flow.session import Request, Session, open_session
 from kubeworker.flow.status_cluster import ClusterLook
@@ -73,15 +73,9 @@ class NodeLine:
     error: KubeworkerError | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> NodeOutcome:
         """ok, failed or unreachable."""
-        match self.error:
-            case None:
-                return "ok"
-            case NodeUnreachable():
-                return "unreachable"
-            case _:
-                return "failed"
+        return outcome_of(self.error)
 
     def rotation(self, name: str) -> Rotation:
         """Whether the certificate of this check id is renewed as it should be."""
