@@ -35,7 +35,9 @@ class NodeChecks:
     @property
     def status(self) -> NodeOutcome:
         """ok, failed or unreachable."""
-        return "failed" if any(row.status == "failed" for row in self.rows) else outcome_of(self.error)
+        if self.error is None and any(row.status == "failed" for row in self.rows):
+            return "failed"
+        return outcome_of(self.error)
 
     def as_json(self) -> dict[str, Any]:
         """The node as `preflight --json` prints it."""
