@@ -1,4 +1,4 @@
-"""The Perl program of `reach_probe`: one event loop that listens, connects and sends datagrams.
+"""The Perl program of `probe`: one event loop that listens, connects and sends datagrams.
 
 Arguments: the interface that has the node's address and its MTU (both may be empty), the run's nonce, the node's number
 and address, the seconds that it lives without an order, the limit of a connection, how many it opens at once, how often

@@ -1,4 +1,4 @@
-"""Who tries to reach whom, what each is told to try, and what has come of it. Pure; `reach_rows` judges."""
+"""Who tries to reach whom, what each is told to try, and what has come of it. Pure; `rows` judges."""
 
 from __future__ import annotations
 
