@@ -159,3 +159,44 @@ async def test_a_run_that_looks_whether_another_is_dead_is_seen_alive_meanwhile(
         await dead.__aexit__(None, None, None)
         for index in range(2):
             await kube.delete("Lease", f"kubeworker-shard-{index}", namespace=NAMESPACE)
+
+
+PART = Shard(index=0, count=3)
+
+
+@pytest.mark.parametrize(
+    ("late", "quick", "noticed"),
+    [
+        (None, None, True),
+        (None, PART, True),
+        (PART, None, True),
+        (PART, PART, True),
+        (PART, Shard(index=1, count=3), False),
+    ],
+    ids=["fleet-fleet", "fleet-part", "part-fleet", "part-part", "part-other"],
+)
+async def test_a_run_that_came_and_went_since_the_plan_was_made_is_noticed(
+    control_plane: ControlPlane, *, late: Shard | None, quick: Shard | None, noticed: bool
+) -> None:
+    async with await admin(control_plane) as kube:
+        planned = RunLock(kube, lambda _: None, shard=late, holder="elsewhere/late")
+        await planned.look()
+        async with RunLock(kube, lambda _: None, shard=quick, holder="elsewhere/quick") as meanwhile:
+            assert not meanwhile.waited
+        async with planned:
+            assert planned.waited == noticed
+        again = RunLock(kube, lambda _: None, shard=late, holder="elsewhere/late")
+        await again.look()
+        async with again:
+            assert not again.waited
+        for name in ("kubeworker", "kubeworker-shard-0", "kubeworker-shard-1"):
+            await kube.delete("Lease", name, namespace=NAMESPACE)
+
+
+async def test_a_plan_that_is_made_while_another_run_goes_on_is_made_again(control_plane: ControlPlane) -> None:
+    async with await admin(control_plane) as kube:
+        planned = lock(kube, "meanwhile", "elsewhere/late", [])
+        async with lock(kube, "meanwhile", "elsewhere/early", [], renew=3600):
+            await planned.look()
+        async with planned:
+            assert planned.waited

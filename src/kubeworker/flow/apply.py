@@ -129,13 +129,17 @@ class ApplyReport:
 async def apply(request: Request, options: Options, confirm: Confirm, report: Reporter) -> ApplyReport:
     """Plan, ask, execute. Where there is nothing to do, nothing is asked and nothing is touched."""
     async with open_session(request, report) as session:
+        lock = RunLock(session.kube, report, shard=request.shard) if session.kube else None
+        if lock:
+            await lock.look()
         plan = await make_plan(session)
         if not plan.changes:
             return _nothing_done(plan)
         if not await confirm(plan):
             return _nothing_done(plan, confirmed=False)
-        async with _locked(session) as waited:
-            if waited:
+        # With no apiserver up the nodes' own locks must do.
+        async with lock or contextlib.nullcontext():
+            if lock and lock.waited:
                 # What the other run did is not in the plan that was shown.
                 plan = await make_plan(session)
                 if not plan.changes:
@@ -147,16 +151,6 @@ async def apply(request: Request, options: Options, confirm: Confirm, report: Re
 
 def _nothing_done(plan: Plan, *, confirmed: bool = True) -> ApplyReport:
     return ApplyReport(plan=plan, nodes=tuple(_untouched(node) for node in plan.nodes), confirmed=confirmed)
-
-
-@asynccontextmanager
-async def _locked(session: Session) -> AsyncIterator[bool]:
-    """The cluster's lock; whether another run had it first. With no apiserver up the nodes' own locks must do."""
-    if session.kube is None:
-        yield False
-        return
-    async with RunLock(session.kube, session.report, shard=session.request.shard) as lock:
-        yield lock.waited
 
 
 async def execute(session: Session, plan: Plan, options: Options) -> ApplyReport:

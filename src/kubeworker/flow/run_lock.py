@@ -13,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kubeworker.core.cluster import kube_views
+from kubeworker.core.cluster.kube_views import LeaseStatus
 from kubeworker.core.sharding.shard import FLEET, Shard, is_shard
 from kubeworker.errors import ApiConflict, ApiError, ApiNotFound, ApiUnreachable, LockHeld
 from kubeworker.flow.events import Note, Reporter, Warning_
@@ -62,8 +64,20 @@ class RunLock:
         self._task: asyncio.Task[None] | None = None
         self._body: asyncio.Task[Any] | None = None
         self._lost: LockHeld | None = None
+        self._noted: dict[str, str] | None = None
+        self._former = ""
         self.waited = False
-        """Whether another run had the lock first: what was planned before may be out of date."""
+        """Whether another run had the lock first, or since `look`: what was planned before may be out of date."""
+
+    async def look(self) -> None:
+        """Note, before anything is planned, which runs have had the locks so far, and whether one has them now."""
+        try:
+            leases = await self._leases()
+        except ApiError:
+            self.waited = True  # nobody knows
+            return
+        self._noted = self._versions(leases)
+        self.waited = any(lease.holder and not died_here(lease.holder) for lease in leases)
 
     async def __aenter__(self) -> Self:
         """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
@@ -74,6 +88,9 @@ class RunLock:
         try:
             for other in await self._others():
                 await self._freed(other)
+            if self._noted is not None:
+                now = self._versions(await self._leases()) | {self._name: self._former}
+                self.waited = self.waited or now != self._noted
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -96,12 +113,31 @@ class RunLock:
         """The Leases of runs that this one may not go beside."""
         if self._shard is not None:
             return (FLEET,)
-        leases = map(kube_views.lease, await self._kube.list("Lease", namespace=NAMESPACE))
-        return tuple(each.name for each in leases if is_shard(each.name) and each.holder)
+        return tuple(each.name for each in await self._leases() if self._excludes(each.name) and each.holder)
+
+    async def _leases(self) -> list[LeaseStatus]:
+        """This run's own, and those of runs that it may not go beside."""
+        found: Sequence[dict[str, Any] | None]
+        if self._shard is None:
+            found = await self._kube.list("Lease", namespace=NAMESPACE)
+        else:
+            # All that a part's own account may read.
+            found = [await self._kube.get("Lease", name, namespace=NAMESPACE) for name in (self._name, FLEET)]
+        leases = [kube_views.lease(each) for each in found if each is not None]
+        return [lease for lease in leases if lease.name == self._name or self._excludes(lease.name)]
+
+    def _versions(self, leases: Iterable[LeaseStatus]) -> dict[str, str]:
+        return {self._name: ""} | {lease.name: lease.resource_version for lease in leases}
+
+    def _excludes(self, lease: str) -> bool:
+        return lease == FLEET if self._shard is not None else is_shard(lease)
 
     async def _acquire(self) -> None:
-        while not await self._take(await self._freed(self._name)):
-            pass
+        while True:
+            found = await self._freed(self._name)
+            self._former = kube_views.lease(found).resource_version if found is not None else ""
+            if await self._take(found):
+                return
 
     async def _freed(self, name: str) -> dict[str, Any] | None:
         """The Lease of that name (None: there is none) once no living run holds it; LockHeld if one does."""
