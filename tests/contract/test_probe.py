@@ -5,9 +5,11 @@ from __future__ import annotations
 import getpass
 import grp
 import os
+import platform
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -515,6 +517,25 @@ def test_the_holder_of_a_port_is_found_among_units_main_processes_and_everywhere
         ("tcp", port, os.getpid(), comm),
         ("udp", port, os.getpid(), comm),
     }
+
+
+ENDING = f"""
+import ctypes, os, socket, threading, time
+listener = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=lambda: (time.sleep(0.3), os._exit(0))).start()
+print(listener.getsockname()[1], flush=True)
+ctypes.CDLL(None).syscall({ {"x86_64": 60, "aarch64": 93}[platform.machine()] }, 0)  # exit(2) of the first thread alone
+"""
+"""A process whose first thread is gone already: as while it is being killed, /proc shows nobody who has its socket."""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_process_that_is_just_ending_does_not_make_the_port_a_strangers(shell: str, home: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ENDING], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        port = int(process.stdout.readline())
+        wanted = state(Stage(component="c", requirements=(RequirePort(port=port, unit="c.service"),)))
+        assert look(wanted, home, shell=shell).listeners == ()
 
 
 def test_ports_units_and_records_are_read() -> None:

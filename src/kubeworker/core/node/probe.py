@@ -418,7 +418,16 @@ if [ -n "$sockets" ]; then
     # The kernel's own have no process.
     elif [ "$inode" = 0 ]; then sockets=$sockets$socket$nl
     else
-      sockets=$(ss -Hltunp '( {condition} )')
+      # One that is just ending has a socket for a moment and is no process any more: as when another run restarts it.
+      for again in 1 2 3 4 5; do
+        sockets=$(ss -Hltunpe '( {condition} )') whole=yes
+        for seen in $sockets; do
+          pid=${{seen#*pid=}}; pid=${{pid%%,*}}
+          case $seen in *' ino:0 '*) ;; *) [ -r "/proc/$pid/cgroup" ] || whole= ;; esac
+        done
+        case $whole$again in yes* | 5) break ;; esac
+        sleep 0.1
+      done
       break
     fi
   done
