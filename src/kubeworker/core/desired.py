@@ -13,6 +13,7 @@ from kubeworker.core.artifacts.artifact import Artifact
 from kubeworker.core.cluster.kube_views import NodeStatus
 from kubeworker.core.component import Archive, Component, ConfigT, Context, Credentials, Facts
 from kubeworker.core.model import (
+    UNKNOWN,
     Blob,
     Check,
     NodeState,
@@ -113,14 +114,13 @@ def _validate(cluster: ClusterFile, node: NodeSpec, registry: Registry) -> None:
         if component.enabled(seen):
             component.validate(seen, settings)
     # Nodes with the same settings have the same paths; what fills them is of no account here.
-    nothing = Blob(sha256="0" * 64, size=0)
     desired(
         cluster,
         node,
         registry=registry,
-        blobs={artifact.name: nothing for artifact in _each(seen, registry, lambda component: component.artifacts)},
+        blobs={artifact.name: UNKNOWN for artifact in _each(seen, registry, lambda component: component.artifacts)},
         archives={
-            path: Archive(references=(), blob=nothing)
+            path: Archive(references=(), blob=UNKNOWN)
             for path in _each(seen, registry, lambda component: component.archives)
         },
         local_files={},

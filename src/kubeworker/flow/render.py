@@ -13,7 +13,7 @@ from kubeworker.core.cluster import manifest
 from kubeworker.core.component import Archive, Credentials, Facts
 from kubeworker.core.desired import Inputs, Registry
 from kubeworker.core.formats import yaml
-from kubeworker.core.model import Blob, File, NodeState
+from kubeworker.core.model import UNKNOWN, File, NodeState
 from kubeworker.core.spec import ClusterFile
 from kubeworker.errors import FileError, reason
 from kubeworker.flow import charts
@@ -84,12 +84,11 @@ def offline_state(cluster: ClusterFile, registry: Registry, node: str) -> NodeSt
 
 
 def _offline(cluster: ClusterFile, registry: Registry) -> Inputs:
-    nothing = Blob(sha256="0" * 64, size=0)
     return Inputs(
         cluster=cluster,
         registry=registry,
-        blobs={artifact.name: nothing for artifact in desired.artifacts(cluster, registry)},
-        archives={path: Archive(references=(), blob=nothing) for path in desired.archives(cluster, registry)},
+        blobs={artifact.name: UNKNOWN for artifact in desired.artifacts(cluster, registry)},
+        archives={path: Archive(references=(), blob=UNKNOWN) for path in desired.archives(cluster, registry)},
         local_files=local_files.read_present(desired.local_files(cluster, registry)),
         credentials=Credentials(ca_cert=_ca_certificate(cluster), bootstrap_token=_STAND_IN),
     )

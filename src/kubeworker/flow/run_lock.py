@@ -65,7 +65,6 @@ class RunLock:
         self._body: asyncio.Task[Any] | None = None
         self._lost: LockHeld | None = None
         self._noted: dict[str, str] | None = None
-        self._former = ""
         self.waited = False
         """Whether another run had the lock first, or since `look`: what was planned before may be out of date."""
 
@@ -81,16 +80,18 @@ class RunLock:
 
     async def __aenter__(self) -> Self:
         """Take the lock; waits at most `stale` seconds for a holder that may be dead."""
-        await self._acquire()
+        former = await self._acquire()
         self._body = asyncio.current_task()
         # Renewed from now on: two that look at each other's would both take the other for dead, and go on.
         self._task = asyncio.create_task(self._keep())
         try:
-            for other in await self._others():
-                await self._freed(other)
+            # None of the others can begin from here on; one that has begun since `look` has another version by now.
+            leases = await self._leases()
             if self._noted is not None:
-                now = self._versions(await self._leases()) | {self._name: self._former}
-                self.waited = self.waited or now != self._noted
+                self.waited = self.waited or self._versions(leases) | {self._name: former} != self._noted
+            for lease in leases:
+                if self._excludes(lease.name) and lease.holder:
+                    await self._freed(lease.name)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -109,12 +110,6 @@ class RunLock:
             raise self._lost from error
         await self._release()
 
-    async def _others(self) -> tuple[str, ...]:
-        """The Leases of runs that this one may not go beside."""
-        if self._shard is not None:
-            return (FLEET,)
-        return tuple(each.name for each in await self._leases() if self._excludes(each.name) and each.holder)
-
     async def _leases(self) -> list[LeaseStatus]:
         """This run's own, and those of runs that it may not go beside."""
         found: Sequence[dict[str, Any] | None]
@@ -132,12 +127,12 @@ class RunLock:
     def _excludes(self, lease: str) -> bool:
         return lease == FLEET if self._shard is not None else is_shard(lease)
 
-    async def _acquire(self) -> None:
+    async def _acquire(self) -> str:
+        """Become the holder; the version that the Lease had before, empty where there was none."""
         while True:
             found = await self._freed(self._name)
-            self._former = kube_views.lease(found).resource_version if found is not None else ""
             if await self._take(found):
-                return
+                return kube_views.lease(found).resource_version if found is not None else ""
 
     async def _freed(self, name: str) -> dict[str, Any] | None:
         """The Lease of that name (None: there is none) once no living run holds it; LockHeld if one does."""

@@ -753,9 +753,10 @@ records() {{ # the records made in $work/applied go live
   {{ [ -d "$home/applied" ] || mkdir -- "$home/applied"; }} && mv -f -t "$home/applied" -- "$work"/applied/* ||
     fail "no space left below $home"
 }}
-systemctl_unit() {{ # systemctl_unit VERB UNIT
-  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- || unit_not "$@"
+systemctl_done() {{ # systemctl_done VERB UNIT
+  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&-
 }}
+systemctl_unit() {{ systemctl_done "$@" || unit_not "$@"; }}
 unit_not() {{ unit_failed "$2" "systemctl $1 $2: $(head -n 1 "$work/out")"; }}
 start() {{
   look_at "$1"
@@ -768,7 +769,7 @@ start() {{
 }}
 restart() {{ started_by restart "$1"; }}
 started_by() {{ # started_by VERB UNIT: starts of before do not count (systemd.unit(5), StartLimitBurst=)
-  timeout {START_TIMEOUT} systemctl "$1" -- "$2" > "$work/out" 2>&1 < /dev/null 9>&- && return 0
+  systemctl_done "$@" && return 0
   case $(systemctl show --property=Result --value -- "$2") in
     start-limit-hit) systemctl reset-failed -- "$2"; systemctl_unit "$@" ;;
     *) unit_not "$@" ;;
